@@ -1,0 +1,31 @@
+"""The errors that reach a user: one sentence that says what is wrong, where, and the mend."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = ["BadInputError", "CheckFailedError", "ConversionError", "VlmConvertError"]
+
+
+class VlmConvertError(Exception):
+    """Base of every expected failure; `exit_code` is what the command line returns."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class CheckFailedError(VlmConvertError):
+    """A measured figure is outside its limit."""
+
+    exit_code = 1
+
+
+class BadInputError(VlmConvertError):
+    """The checkpoint, an option or a file cannot be used as given; raised before any work starts."""
+
+    exit_code = 2
+
+
+class ConversionError(VlmConvertError):
+    """A pass could not do its work on an input that looked right."""
+
+    exit_code = 3

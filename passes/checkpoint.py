@@ -1,0 +1,222 @@
+"""Reading a Hugging Face checkpoint: a local folder or a hub id, safetensors only, tensor by tensor.
+
+Opening a checkpoint reads metadata only: the config, the index and the header of every safetensors file. Whatever is
+wrong with them is refused here, before any weight is read.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manifests.errors import BadInputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Checkpoint", "TensorInfo", "fetch_checkpoint", "open_checkpoint"]
+
+_DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
+_HEADER_LIMIT = 100_000_000  # the same limit as the safetensors library's
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: `dtype` is F32, F16 or BF16, `offset` counts from the start of the file, in bytes."""
+
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint; picklable, holds no weight.
+
+    `tensors` is keyed by the names in the files, on-hub or in-memory spelling as the files have it.
+    """
+
+    model: str
+    revision: str | None
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as float32, whatever its dtype in the file."""
+        import numpy as np
+
+        info = self.tensors[name]
+        stored = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[info.dtype]
+        values = np.fromfile(self.folder / info.file, dtype=stored, count=info.size, offset=info.offset)
+        if values.size != info.size:
+            raise BadInputError(
+                f"{self.folder / info.file} ended inside tensor {name}: it changed while it was read; convert again"
+            )
+        if info.dtype == "BF16":
+            # bfloat16 is the upper half of a float32.
+            wide = values.astype(np.uint32)
+            wide <<= 16
+            values = wide.view(np.float32)
+        return values.astype(np.float32, copy=False).reshape(info.shape)
+
+    @property
+    def weight_files(self) -> list[str]:
+        """Names of the safetensors files, sorted."""
+        return sorted({info.file for info in self.tensors.values()})
+
+    @property
+    def dtype(self) -> str:
+        """The dtypes of the weights, such as `BF16` or `BF16+F32`."""
+        return "+".join(sorted({info.dtype for info in self.tensors.values()}))
+
+
+def fetch_checkpoint(model: str, revision: str | None = None, token: str | None = None) -> tuple[Path, str | None]:
+    """The local folder of a checkpoint and, if it came from the hub, its commit.
+
+    A path that exists is used as it is and nothing is fetched. A hub id is downloaded through huggingface_hub into its
+    usual cache: configuration first, so that a wrong model is refused before its weights are on the way.
+
+    Raises:
+        BadInputError: if `model` is neither a folder nor a hub id that can be fetched.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise BadInputError(f"--revision {revision} goes with a hub id, and {model} is a local folder: leave it out")
+        return path, None
+    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise BadInputError(f"{model} is no checkpoint folder and no hub id: give a folder with config.json, or org/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+    try:
+        folder = Path(snapshot_download(model, revision=revision, token=token, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BadInputError(f"{model} could not be fetched from the hub ({reason}): check the id, --revision and --token")
+    return folder, folder.name
+
+
+def open_checkpoint(folder: Path, model: str | None = None, revision: str | None = None) -> Checkpoint:
+    """Open a local checkpoint folder and check all its metadata.
+
+    Raises:
+        BadInputError: if the config or a weight file is missing, damaged, unsafe or of a kind that is not read.
+    """
+    config = _read_json(folder / "config.json", "a Hugging Face checkpoint folder has one")
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise BadInputError(f"{folder / 'config.json'} names no model_type: give an unmodified checkpoint folder")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise BadInputError(
+            f"{folder} is already quantized ({method}): give the float checkpoint that it was made from"
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for file, names in _weight_files(folder).items():
+        header = _read_header(folder, file)
+        if names is not None and (missing := sorted(names - header.keys())):
+            raise BadInputError(
+                f"{folder / file} lacks tensor {missing[0]}, which the index places there "
+                f"({len(missing)} such tensors): fetch the file again"
+            )
+        for name, info in header.items():
+            if name in tensors:
+                raise BadInputError(f"tensor {name} stands in both {tensors[name].file} and {file}: fetch the checkpoint again")
+            tensors[name] = info
+    return Checkpoint(model or folder.resolve().name, revision, folder, config, tensors)
+
+
+def _read_json(path: Path, why: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInputError(f"{path} is missing: {why}") from None
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path} is not readable JSON ({error}): fetch the file again") from error
+
+
+def _weight_files(folder: Path) -> dict[str, set[str] | None]:
+    """Weight files and, where an index tells, the tensors that each must hold."""
+    index_file = folder / "model.safetensors.index.json"
+    if index_file.exists():
+        index = _read_json(index_file, "")
+        weight_map = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise BadInputError(f"{index_file} has no weight_map: fetch the file again")
+        files: dict[str, set[str] | None] = {}
+        for name, file in weight_map.items():
+            # A plain file name cannot leave the folder, neither by "..", nor by an absolute path.
+            if not isinstance(file, str) or Path(file).name != file or file in {"", ".."}:
+                raise BadInputError(
+                    f"{index_file} places tensor {name} in {file!r}, outside its own folder: do not use this checkpoint"
+                )
+            names = files.setdefault(file, set())
+            assert names is not None
+            names.add(name)
+        for file in files:
+            if not (folder / file).is_file():
+                raise BadInputError(f"{folder / file} is missing, and {index_file.name} names it: fetch the file again")
+        return files
+    if (folder / "model.safetensors").is_file():
+        return {"model.safetensors": None}
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if pickles:
+        raise BadInputError(
+            f"{folder} holds pickled weights only ({pickles[0]}), which can run code when read: save the model with "
+            "save_pretrained, which writes safetensors, and convert that folder"
+        )
+    raise BadInputError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json: fetch the weights")
+
+
+def _read_header(folder: Path, file: str) -> dict[str, TensorInfo]:
+    path = folder / file
+    damaged = f"{path} is not a whole safetensors file"
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
+            raise BadInputError(f"{damaged} (header of {length} bytes in a file of {size}): fetch the file again")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError as error:
+            raise BadInputError(f"{damaged} (its header is not JSON): fetch the file again") from error
+    header.pop("__metadata__", None)
+    tensors = {}
+    end = 0
+    for name, entry in header.items():
+        try:
+            dtype, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInputError(f"{damaged} (entry {name} is malformed): fetch the file again") from error
+        if dtype not in _DTYPE_SIZES:
+            raise BadInputError(
+                f"{path}: tensor {name} has dtype {dtype}, expected F32, F16 or BF16: give the float checkpoint"
+            )
+        info = TensorInfo(file, dtype, shape, 8 + length + first)
+        if last - first != info.size * _DTYPE_SIZES[dtype] or first < 0:
+            raise BadInputError(
+                f"{path}: tensor {name} of shape {list(shape)} takes {info.size * _DTYPE_SIZES[dtype]} bytes as {dtype}, "
+                f"and its header gives {last - first}: fetch the file again"
+            )
+        tensors[name] = info
+        end = max(end, last)
+    if size != 8 + length + end:
+        raise BadInputError(
+            f"{path} has {size} bytes, and its header asks for {8 + length + end}: the download was cut, fetch it again"
+        )
+    return tensors

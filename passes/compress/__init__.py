@@ -1,0 +1,1 @@
+"""Weight compression of blocks and quantization of graphs, through NNCF."""

@@ -1,0 +1,90 @@
+"""*stitch*: the blocks of a component joined to one graph by the names of their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manifests.errors import ConversionError
+from passes.base import Pass
+from passes.export.ir import WeightBytes, detach
+from passes.export.openvino import BLOCK_FILE
+from passes.split import Component
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+__all__ = ["StitchPass"]
+
+
+@dataclass(frozen=True)
+class StitchPass(Pass):
+    """Join stored blocks: each input of a block is fed by the last value of that name, or becomes a graph input.
+
+    The graph's outputs are the component's, followed by the new values of its state.
+    """
+
+    name = "stitch"
+
+    def __call__(self, component: Component, blocks: list[Path]) -> tuple[ov.Model, dict[str, WeightBytes]]:
+        """Stitch one component.
+
+        Args:
+            component: what the graph is to take and return.
+            blocks: the stored folder of every block, in order.
+
+        Returns:
+            The graph with its weights detached, and where their bytes lie.
+        """
+        import openvino as ov
+        from openvino import opset13
+
+        values: dict[str, ov.Output] = {}
+        inputs: dict[str, ov.op.Parameter] = {}
+        weights: dict[str, WeightBytes] = {}
+        weight_inputs: list[ov.op.Parameter] = []
+        for block, folder in zip(component.blocks, blocks, strict=True):
+            kind = component.kinds[block.kind]
+            model, block_weights = detach(folder / BLOCK_FILE, f"{block.name}/")
+            weights |= block_weights
+            _prefix_names(model, block.name, set(block.tensors.values()))
+            for parameter in model.get_parameters():
+                name = parameter.get_friendly_name()
+                if name in block_weights:
+                    weight_inputs.append(parameter)
+                    continue
+                value = block.inputs[name.removeprefix(f"{block.name}/")]
+                if value not in values:
+                    inputs[value] = opset13.parameter(
+                        parameter.get_partial_shape(), parameter.get_element_type(), name=value
+                    )
+                    values[value] = inputs[value].output(0)
+                parameter.output(0).replace(values[value])
+            for result, port in zip(model.get_results(), kind.outputs, strict=True):
+                values[block.outputs[port.name]] = result.input_value(0)
+        order = [port.name for port in component.inputs if port.name in inputs] + list(component.state)
+        if missing := inputs.keys() - set(order):
+            raise ConversionError(f"blocks of the {component.name} need {', '.join(sorted(missing))}, which nothing makes")
+        results = []
+        for name in [port.name for port in component.outputs] + list(component.state.values()):
+            result = opset13.result(values[name], name=name)
+            results.append(result)
+        for node_input in inputs.values():
+            node_input.output(0).set_names({node_input.get_friendly_name()})
+        stitched = ov.Model(results, [inputs[name] for name in order] + weight_inputs, component.name)
+        for result in stitched.get_results():
+            result.output(0).set_names({result.get_friendly_name()})
+        stitched.validate_nodes_and_infer_types()
+        return stitched, weights
+
+
+def _prefix_names(model: ov.Model, block: str, tensors: set[str]) -> None:
+    """Make names unique over all blocks: tensors keep theirs, everything else gets the block's name in front."""
+    modules = {name.removesuffix(".weight") for name in tensors}
+    for node in model.get_ordered_ops():
+        name = node.get_friendly_name()
+        if not name.startswith(f"{block}/") and name not in modules:
+            node.set_friendly_name(f"{block}/{name}")
+        for output in node.outputs():
+            output.set_names(set())

@@ -1,0 +1,1 @@
+"""Measuring a finished artifact against the checkpoint it came from."""

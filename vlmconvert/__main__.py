@@ -1,0 +1,6 @@
+"""python -m vlmconvert"""
+
+from vlmconvert.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="vlmconvert")

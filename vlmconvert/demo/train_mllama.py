@@ -1,0 +1,321 @@
+"""Train the embedded demo checkpoint: a small mllama that answers questions about scenes.
+
+    python -m vlmconvert.demo.train_mllama --work build/demo-mllama
+
+The run is seeded, saves its state every few hundred steps and goes on from there when started again. It uses a GPU if
+torch sees one. At the end it writes the Hugging Face folder and prints the accuracy on unseen scenes, with the image
+and with the image blanked.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL import Image
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    MllamaConfig,
+    MllamaForConditionalGeneration,
+    MllamaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+from calibration.scenes import CAPTION_QUESTION, COLOURS, COUNTS, SHAPES, Scene, Split, draw_scene
+
+IGNORE_INDEX = -100
+VOCAB_SIZE = 512
+IMAGE_TOKEN = "<|image|>"
+SPECIAL_TOKENS = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|finetune_right_pad_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+)
+CHAT_TEMPLATE = """{{- bos_token }}
+{%- for message in messages %}
+{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
+{%- if message['content'] is string %}
+{{- message['content'] | trim }}
+{%- else %}
+{%- for part in message['content'] %}
+{{- '<|image|>' if part['type'] == 'image' else part['text'] | trim }}
+{%- endfor %}
+{%- endif %}
+{{- '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}"""
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of `VOCAB_SIZE` tokens; as in Llama 3.2, the image token lies one past the vocabulary."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
+    # The splitting rule of Llama 3: contractions, words, up to three digits, punctuation, white space.
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    corpus = [" ".join([*COLOURS, *SHAPES, *COUNTS, "yes no user assistant system the image shows"])]
+    for index in range(2000):
+        scene = draw_scene(Split.TRAIN, index)
+        corpus += [scene.caption, CAPTION_QUESTION]
+        corpus += [text for question in scene.questions for text in (question.text, question.answer)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    for spare in range(VOCAB_SIZE - tokenizer.get_vocab_size()):
+        tokenizer.add_special_tokens([f"<|reserved_special_token_{spare}|>"])
+    tokenizer.add_special_tokens([IMAGE_TOKEN])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>",
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=2048,
+    )
+
+
+def build_processor() -> MllamaProcessor:
+    """The processor of the demo: 56-pixel tiles, at most four of them."""
+    image_processor = MllamaImageProcessorPil(size={"height": 56, "width": 56}, max_image_tiles=4)
+    return MllamaProcessor(image_processor, build_tokenizer(), chat_template=CHAT_TEMPLATE)
+
+
+def build_model(processor: MllamaProcessor) -> MllamaForConditionalGeneration:
+    """The untrained model, with every structural trait of Llama 3.2 11B Vision at a width of 128."""
+    tokenizer = processor.tokenizer
+    text_config = MllamaTextConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        cross_attention_layers=[1, 3, 5, 7],
+        max_position_embeddings=2048,
+        initializer_range=0.07,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 256,
+        },
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision_config = MllamaVisionConfig(
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_global_layers=2,
+        attention_heads=4,
+        image_size=56,
+        patch_size=14,
+        max_num_tiles=4,
+        intermediate_layers_indices=[0, 2],
+        vision_output_dim=384,
+        initializer_range=0.07,
+    )
+    config = MllamaConfig(
+        vision_config=vision_config, text_config=text_config, image_token_index=processor.image_token_id
+    )
+    model = MllamaForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # transformers starts the gates at zero, where attention to the image gets no gradient, and positions so
+            # small beside the patches that a model of this width takes long to see where things are.
+            if name.endswith(("gate", "gate_attn", "gate_ffn")):
+                parameter.fill_(0.7)
+            elif "positional_embedding" in name or name.endswith("class_embedding"):
+                parameter.normal_(std=0.4)
+            elif name.endswith("patch_embedding.weight"):
+                parameter.normal_(std=0.02)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        do_sample=False,
+    )
+    return model
+
+
+def training_batch(processor: MllamaProcessor, scenes: list[Scene], rng: random.Random) -> dict[str, torch.Tensor]:
+    """One conversation a scene, all its questions as turns in random order; labels on the answers only."""
+    conversations = []
+    for scene in scenes:
+        turns = [(question.text, question.answer) for question in scene.questions]
+        if rng.random() < 0.3:
+            turns.append((CAPTION_QUESTION, scene.caption))
+        rng.shuffle(turns)
+        conversations.append(turns)
+    return conversation_batch(processor, [scene.image for scene in scenes], conversations)
+
+
+def conversation_batch(
+    processor: MllamaProcessor, images: list[Image.Image], conversations: list[list[tuple[str, str]]]
+) -> dict[str, torch.Tensor]:
+    """Model inputs with `labels` for conversations about one image each."""
+    texts = []
+    for turns in conversations:
+        messages: list[dict[str, Any]] = []
+        for number, (question, answer) in enumerate(turns):
+            image = [{"type": "image"}] if number == 0 else []
+            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+            messages.append({"role": "assistant", "content": answer})
+        texts.append(processor.apply_chat_template(messages))
+    batch = dict(
+        processor(
+            images=[[image] for image in images],
+            text=texts,
+            return_tensors="pt",
+            padding=True,
+            padding_side="right",
+            add_special_tokens=False,
+        )
+    )
+    batch["labels"] = _answer_labels(processor, batch["input_ids"])
+    return batch
+
+
+def _answer_labels(processor: MllamaProcessor, input_ids: torch.Tensor) -> torch.Tensor:
+    tokenizer = processor.tokenizer
+    opening = tokenizer.encode("<|start_header_id|>assistant<|end_header_id|>\n\n", add_special_tokens=False)
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
+    for row, ids in enumerate(input_ids.tolist()):
+        position = 0
+        while position <= len(ids) - len(opening):
+            if ids[position : position + len(opening)] != opening:
+                position += 1
+                continue
+            start = position + len(opening)
+            end = ids.index(tokenizer.eos_token_id, start) + 1
+            labels[row, start:end] = input_ids[row, start:end]
+            position = end
+    return labels
+
+
+@torch.no_grad()
+def exact_match(
+    model: MllamaForConditionalGeneration, processor: MllamaProcessor, count: int, blank: bool = False
+) -> float:
+    """Share of `count` unseen questions, one a test scene, answered exactly by greedy decoding.
+
+    Teacher forcing decides it: an answer is greedy's answer if each of its tokens is the most likely one.
+    """
+    model.eval()
+    correct = 0
+    for start in range(0, count, 50):
+        scenes = [draw_scene(Split.TEST, index) for index in range(start, min(start + 50, count))]
+        images = [
+            Image.new("RGB", scene.image.size, (230, 230, 230)) if blank else scene.image for scene in scenes
+        ]
+        turns = [[(scene.questions[0].text, scene.questions[0].answer)] for scene in scenes]
+        batch = conversation_batch(processor, images, turns)
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**{key: value.to(model.device) for key, value in batch.items()}).logits[:, :-1].cpu()
+        correct += int(((logits.argmax(-1) == labels) | (labels == IGNORE_INDEX)).all(-1).sum())
+    model.train()
+    return correct / count
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo-mllama"), show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=Path(__file__).parent / "mllama")
+@click.option("--steps", default=5000, show_default=True)
+@click.option("--batch-size", default=24, show_default=True)
+@click.option("--learning-rate", default=1e-3, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(work: Path, output: Path, steps: int, batch_size: int, learning_rate: float, seed: int) -> None:
+    """Train the embedded demo mllama and write its Hugging Face folder."""
+    work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    processor = build_processor()
+    model = build_model(processor).to(device).train()
+    decay = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    no_decay = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.02}, {"params": no_decay, "weight_decay": 0.0}],
+        lr=learning_rate,
+        betas=(0.9, 0.98),
+    )
+    warmup = 200
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))),
+    )
+    state_file = work / "state.pt"
+    first = 0
+    if state_file.exists():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        first = state["step"]
+        click.echo(f"going on from step {first}")
+    average = 0.0
+    for step in range(first, steps):
+        rng = random.Random((seed << 32) + step)
+        # Colours, shapes and places are learnt from single shapes first, then told apart among several.
+        most_items = 1 if step < 0.16 * steps else 2 if step < 0.3 * steps else 4
+        scenes = [draw_scene(Split.TRAIN, step * batch_size + number, seed, most_items) for number in range(batch_size)]
+        batch = {key: value.to(device) for key, value in training_batch(processor, scenes, rng).items()}
+        # Right padding and labels on answers make an attention mask superfluous.
+        batch.pop("attention_mask")
+        loss = model(**batch, use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        average = loss.item() if step == first else 0.98 * average + 0.02 * loss.item()
+        if (step + 1) % 50 == 0:
+            click.echo(f"step {step + 1}/{steps}  loss {average:.4f}")
+        if (step + 1) % 250 == 0 or step + 1 == steps:
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scheduler": scheduler.state_dict(),
+                "step": step + 1,
+            }
+            torch.save(state, work / "state.tmp")
+            os.replace(work / "state.tmp", state_file)
+            click.echo(f"step {step + 1}/{steps}  exact match {exact_match(model, processor, 200):.3f}")
+    model = model.to(torch.bfloat16)
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    model = MllamaForConditionalGeneration.from_pretrained(output, dtype=torch.float32)
+    click.echo(f"exact match on 500 unseen questions: {exact_match(model, processor, 500):.3f}")
+    click.echo(f"the same with the image blanked: {exact_match(model, processor, 500, blank=True):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The families of vision-language models: one file each, one line each in the registry."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from manifests.errors import BadInputError
+
+__all__ = ["FAMILIES", "check_family", "family_module"]
+
+# Name of the family, which is the checkpoint's model_type -> module that describes it.
+FAMILIES = {
+    "mllama": "vlmconvert.families.mllama",
+}
+
+
+def family_module(name: str) -> ModuleType:
+    """The module of a family, with `ARCHITECTURE`, `PROCESSOR_FILES` and `components(config)`."""
+    return importlib.import_module(FAMILIES[name])
+
+
+def check_family(name: str, config: dict[str, object], where: str) -> None:
+    """Refuse a checkpoint of another family, naming the command that converts it."""
+    model_type = str(config["model_type"]).replace("_", "-")
+    if model_type == name:
+        return
+    mend = (
+        f"use vlmconvert {model_type}" if model_type in FAMILIES else f"vlmconvert converts {', '.join(FAMILIES)} models"
+    )
+    raise BadInputError(f"{where} is a {model_type} checkpoint, not {name}: {mend}")

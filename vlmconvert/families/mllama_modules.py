@@ -1,0 +1,258 @@
+"""mllama's blocks as torch modules: transformers' own layers behind the ports that `mllama.py` declares.
+
+Every function returns a module on the meta device; its parameters are named as in `Block.tensors`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.mllama import modeling_mllama
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+
+# The lowest float16, not float32: the mask stays finite on devices that compute in half precision.
+_MASKED = -65504.0
+
+
+def _text_config(config: dict[str, Any]) -> MllamaTextConfig:
+    text = MllamaTextConfig.from_dict(config["text_config"])
+    text._attn_implementation = "sdpa"
+    return text
+
+
+def _vision_config(config: dict[str, Any]) -> MllamaVisionConfig:
+    vision = MllamaVisionConfig.from_dict(config["vision_config"])
+    vision._attn_implementation = "sdpa"
+    return vision
+
+
+class VisionEmbeddings(nn.Module):
+    """Patches, tile, class and position embeddings, and the mask that hides padding tiles and patches."""
+
+    def __init__(self, config: MllamaVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_patches = (config.image_size // config.patch_size) ** 2 + 1
+        self.padding = -self.num_patches % 8
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, config.patch_size, config.patch_size, bias=False
+        )
+        self.gated_positional_embedding = modeling_mllama.MllamaPrecomputedPositionEmbedding(config)
+        self.pre_tile_positional_embedding = modeling_mllama.MllamaPrecomputedAspectRatioEmbedding(config)
+        self.layernorm_pre = nn.LayerNorm(config.hidden_size)
+
+    def forward(self, pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        tiles, width = config.max_num_tiles, config.hidden_size
+        pixels = pixel_values.reshape(-1, config.num_channels, config.image_size, config.image_size)
+        hidden_states = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        aspect_ratio_ids = aspect_ratio_ids.reshape(-1, 1)
+        hidden_states = hidden_states.reshape(-1, tiles, self.num_patches - 1, width)
+        hidden_states = self.pre_tile_positional_embedding(hidden_states, aspect_ratio_ids)
+        class_embedding = self.class_embedding.expand(hidden_states.shape[0], tiles, 1, width)
+        hidden_states = torch.cat((class_embedding, hidden_states), dim=2)
+        hidden_states = self.layernorm_pre(self.gated_positional_embedding(hidden_states, aspect_ratio_ids))
+        hidden_states = F.pad(hidden_states, (0, 0, 0, self.padding))
+        tile_mask = aspect_ratio_mask.reshape(-1, tiles, 1).to(hidden_states.dtype)
+        patch_mask = (torch.arange(self.num_patches + self.padding) < self.num_patches).to(hidden_states.dtype)
+        hidden = 1 - (tile_mask * patch_mask).reshape(-1, tiles * (self.num_patches + self.padding), 1)
+        # As in transformers: what is masked is padding looking at padding.
+        attention_mask = (hidden @ hidden.transpose(1, 2) * _MASKED).unsqueeze(1)
+        return hidden_states.reshape(-1, tiles * (self.num_patches + self.padding), width), attention_mask
+
+
+class VisionGlobalEmbeddings(nn.Module):
+    """The norm after the local layers and the tile embedding before the global ones."""
+
+    def __init__(self, config: MllamaVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layernorm_post = nn.LayerNorm(config.hidden_size)
+        self.post_tile_positional_embedding = modeling_mllama.MllamaPrecomputedAspectRatioEmbedding(config)
+
+    def forward(self, hidden_states: Tensor, aspect_ratio_ids: Tensor) -> Tensor:
+        tiles, width = self.config.max_num_tiles, self.config.hidden_size
+        positions = hidden_states.shape[1]
+        hidden_states = self.layernorm_post(hidden_states).reshape(-1, tiles, positions // tiles, width)
+        hidden_states = self.post_tile_positional_embedding(hidden_states, aspect_ratio_ids.reshape(-1, 1))
+        return hidden_states.reshape(-1, positions, width)
+
+
+class MultiModalProjector(nn.Linear):
+    """Last and intermediate hidden states without padding, projected to the language model's width."""
+
+    def __init__(self, config: MllamaVisionConfig, width: int) -> None:
+        super().__init__(config.vision_output_dim, width)
+        self.config = config
+        self.num_patches = (config.image_size // config.patch_size) ** 2 + 1
+
+    def forward(self, hidden_states: Tensor, *intermediate: Tensor) -> Tensor:
+        tiles, width = self.config.max_num_tiles, self.config.hidden_size
+        padded = self.num_patches + -self.num_patches % 8
+
+        def unpadded(states: Tensor, width: int) -> Tensor:
+            return states.reshape(-1, padded, width)[:, : self.num_patches]
+
+        stacked = torch.stack(intermediate, dim=-1).reshape(-1, tiles * padded, width * len(intermediate))
+        states = torch.cat((unpadded(hidden_states, width), unpadded(stacked, width * len(intermediate))), dim=-1)
+        return super().forward(states)
+
+
+class CrossAttentionKeyValue(nn.Module):
+    """Keys and values of one cross-attention layer, not repeated over the query heads."""
+
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        self.heads = config.num_key_value_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.k_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
+        self.k_norm = modeling_mllama.MllamaTextRMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def forward(self, cross_attention_states: Tensor, aspect_ratio_ids: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (aspect_ratio_ids.shape[0], -1, self.heads, self.head_dim)
+        key = self.k_norm(self.k_proj(cross_attention_states).reshape(shape).transpose(1, 2))
+        return key, self.v_proj(cross_attention_states).reshape(shape).transpose(1, 2)
+
+
+class TextEmbeddings(nn.Module):
+    """Token embeddings."""
+
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        # Eight rows past the vocabulary hold the image token.
+        self.embed_tokens = nn.Embedding(config.vocab_size + 8, config.hidden_size)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.embed_tokens(input_ids)
+
+
+class Positions(nn.Module):
+    """The causal mask and the rotary position embedding, computed once for all layers."""
+
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        self.rotary_emb = modeling_mllama.MllamaRotaryEmbedding(config)
+
+    def forward(self, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total, sequence = attention_mask.shape[1], position_ids.shape[1]
+        columns = torch.arange(total)
+        rows = torch.arange(sequence) + (total - sequence)
+        visible = (columns[None, :] <= rows[:, None])[None, None] & attention_mask[:, None, None, :].to(torch.bool)
+        mask = (~visible).to(torch.float32) * _MASKED
+        cos, sin = self.rotary_emb(mask, position_ids)
+        return mask, cos, sin
+
+
+class _LayerCache:
+    """Cache of one layer with the interface that transformers' attention uses."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, keys: Tensor, values: Tensor, _layer_idx: int) -> tuple[Tensor, Tensor]:
+        self.keys = torch.cat((self.keys, keys), dim=2)
+        self.values = torch.cat((self.values, values), dim=2)
+        return self.keys, self.values
+
+    @property
+    def layers(self) -> list[_LayerCache]:
+        return [self]
+
+
+class SelfAttentionLayer(modeling_mllama.MllamaSelfAttentionDecoderLayer):
+    """transformers' decoder layer with the cache as plain tensors."""
+
+    def forward(
+        self, hidden_states: Tensor, causal_mask: Tensor, cos: Tensor, sin: Tensor, past_key: Tensor, past_value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        cache = _LayerCache(past_key, past_value)
+        hidden_states = super().forward(
+            hidden_states, attention_mask=causal_mask, position_embeddings=(cos, sin), past_key_values=cache
+        )
+        return hidden_states, cache.keys, cache.values
+
+
+class CrossAttentionLayer(modeling_mllama.MllamaCrossAttentionDecoderLayer):
+    """transformers' cross-attention layer, given the keys and values that the vision encoder has made."""
+
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__(config, layer_idx=0)
+        del self.cross_attn.k_proj, self.cross_attn.v_proj, self.cross_attn.k_norm
+
+    def forward(
+        self, hidden_states: Tensor, cross_attention_mask: Tensor, full_text_row_masked_out_mask: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        return super().forward(
+            hidden_states,
+            cross_attention_states=None,
+            cross_attention_mask=cross_attention_mask,
+            attention_mask=None,
+            full_text_row_masked_out_mask=full_text_row_masked_out_mask,
+            past_key_values=_LayerCache(key, value),
+        )
+
+
+class LmHead(nn.Module):
+    """Final norm and LM head."""
+
+    def __init__(self, config: MllamaTextConfig) -> None:
+        super().__init__()
+        self.norm = modeling_mllama.MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.lm_head(self.norm(hidden_states))
+
+
+def vision_embeddings(config: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return VisionEmbeddings(_vision_config(config))
+
+
+def vision_layer(config: dict[str, Any], is_gated: bool) -> nn.Module:
+    with torch.device("meta"):
+        return modeling_mllama.MllamaVisionEncoderLayer(_vision_config(config), is_gated)
+
+
+def vision_global_embeddings(config: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return VisionGlobalEmbeddings(_vision_config(config))
+
+
+def multi_modal_projector(config: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return MultiModalProjector(_vision_config(config), config["text_config"]["hidden_size"])
+
+
+def cross_attention_key_value(config: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return CrossAttentionKeyValue(_text_config(config))
+
+
+def text_embeddings(config: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return TextEmbeddings(_text_config(config))
+
+
+def positions(config: dict[str, Any]) -> nn.Module:
+    return Positions(_text_config(config))  # no parameters, but frequencies that must be real
+
+
+def self_attention_layer(config: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return SelfAttentionLayer(_text_config(config), layer_idx=0)
+
+
+def cross_attention_layer(config: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return CrossAttentionLayer(_text_config(config))
+
+
+def lm_head(config: dict[str, Any]) -> nn.Module:
+    with torch.device("meta"):
+        return LmHead(_text_config(config))

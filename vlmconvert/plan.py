@@ -1,0 +1,188 @@
+"""The plan: which passes run on which component, and what they will write; made before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from manifests.errors import BadInputError
+from passes.base import BlockPass, GraphPass, Pass
+from passes.checkpoint import Checkpoint
+from passes.compress.int8_ptq import QuantizeInt8PtqPass
+from passes.compress.weights import CompressInt4AwqPass, CompressInt4Pass, CompressInt8Pass, adjusted_group_size
+from passes.export.make_stateful import MakeStatefulPass
+from passes.export.openvino import ExportOpenvinoPass
+from passes.export.slice_lm_head import SliceLmHeadPass
+from passes.export.stitch import StitchPass
+from passes.split import Block, Component, SplitPass, TensorShapes
+
+__all__ = ["LLM_PRECISIONS", "VISION_PRECISIONS", "ComponentPlan", "Options", "Plan", "make_plan"]
+
+LLM_PRECISIONS = ("fp32", "fp16", "int8", "int4", "int4-awq")
+VISION_PRECISIONS = ("fp32", "fp16", "int8", "int8-ptq")
+
+# Bits that one weight takes in each precision, with 16-bit scales and 4- or 8-bit zero points per group or row.
+_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.1, "int8-ptq": 8.1}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asks for; the defaults are the command line's."""
+
+    llm: str = "int4-awq"
+    vision: str = "int8-ptq"
+    group_size: int = 64
+    symmetric: bool = False
+    ratio: float = 1.0
+    all_layers: bool = False
+    smooth_quant_alpha: float = 0.6
+    logits: Literal["last", "all"] = "last"
+    calibration: str = "scenes"
+    samples: int = 64
+    vision_samples: int = 100
+    sequence_length: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ComponentPlan:
+    """What happens to one component.
+
+    Attributes:
+        block_pass: runs on every block.
+        quantize: runs on the stitched component, if at all.
+        graph_passes: run on the stitched graph.
+        fallbacks: layers that cannot be compressed as asked, and what they get instead.
+        size_before: bytes of the component's tensors in the checkpoint.
+        size_after: estimate in bytes.
+    """
+
+    component: Component
+    precision: str
+    block_pass: BlockPass
+    quantize: QuantizeInt8PtqPass | None
+    graph_passes: tuple[GraphPass, ...]
+    fallbacks: tuple[str, ...]
+    size_before: int
+    size_after: int
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """All passes in the order they run."""
+        first: list[Pass] = [SplitPass()]
+        if not isinstance(self.block_pass, ExportOpenvinoPass):
+            first.append(ExportOpenvinoPass("f32"))
+        last: tuple[Pass, ...] = (self.quantize,) if self.quantize else ()
+        return (*first, self.block_pass, StitchPass(), *self.graph_passes, *last)
+
+    def needs_activations(self, block: Block) -> bool:
+        """Whether the block is compressed with the activations that reach it."""
+        return isinstance(self.block_pass, CompressInt4Pass) and self.block_pass.needs_activations(block.role)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run will do."""
+
+    components: tuple[ComponentPlan, ...]
+    unused_tensors: tuple[str, ...]
+
+    @property
+    def calibrates_llm(self) -> bool:
+        """Whether any block needs activations."""
+        return any(item.needs_activations(block) for item in self.components for block in item.component.blocks)
+
+    @property
+    def calibrates_vision(self) -> bool:
+        """Whether any component is quantized on samples."""
+        return any(item.quantize is not None for item in self.components)
+
+    @property
+    def disk(self) -> int:
+        """Estimate of the bytes that a run needs at its fullest: stored blocks or the stitched component, and the result."""
+        largest = max(item.size_after * (4 if item.quantize else 1) for item in self.components)
+        return largest + sum(2 * item.size_after for item in self.components)
+
+
+def make_plan(
+    options: Options,
+    checkpoint: Checkpoint,
+    components: tuple[Component, ...],
+    names: dict[str, str],
+    shapes: dict[str, TensorShapes],
+    unused: list[str],
+) -> Plan:
+    """Choose the passes for every component.
+
+    Raises:
+        BadInputError: if an option is out of range.
+    """
+    plans = []
+    for component in components:
+        precision = options.llm if component.logits else options.vision
+        block_pass, quantize = _passes(precision, options)
+        graph_passes: list[GraphPass] = []
+        if component.state:
+            graph_passes.append(MakeStatefulPass())
+        if component.logits and options.logits == "last":
+            graph_passes.append(SliceLmHeadPass())
+        fallbacks: list[str] = []
+        before = after = 0
+        for block in component.blocks:
+            for parameter, tensor in block.tensors.items():
+                info = checkpoint.tensors[names[tensor]]
+                before += info.size * (4 if info.dtype == "F32" else 2)
+                bits, fallback = _weight_bits(precision, block_pass, block, tensor, shapes[block.kind][parameter])
+                after += int(info.size * bits / 8)
+                if fallback:
+                    fallbacks.append(fallback)
+        plans.append(
+            ComponentPlan(
+                component, precision, block_pass, quantize, tuple(graph_passes), tuple(fallbacks), before, after
+            )
+        )
+    return Plan(tuple(plans), tuple(unused))
+
+
+def _passes(precision: str, options: Options) -> tuple[BlockPass, QuantizeInt8PtqPass | None]:
+    int4 = {
+        "group_size": options.group_size,
+        "symmetric": options.symmetric,
+        "ratio": options.ratio,
+        "all_layers": options.all_layers,
+    }
+    if precision == "fp32":
+        return ExportOpenvinoPass("f32"), None
+    if precision == "fp16":
+        return ExportOpenvinoPass("f16"), None
+    if precision == "int8":
+        return CompressInt8Pass(options.symmetric), None
+    if precision == "int4":
+        return CompressInt4Pass(**int4), None
+    if precision == "int4-awq":
+        return CompressInt4AwqPass(**int4), None
+    if precision == "int8-ptq":
+        return ExportOpenvinoPass("f32"), QuantizeInt8PtqPass(options.smooth_quant_alpha)
+    raise BadInputError(f"precision {precision} is unknown: use {', '.join(dict.fromkeys(LLM_PRECISIONS + VISION_PRECISIONS))}")
+
+
+def _weight_bits(
+    precision: str, block_pass: BlockPass, block: Block, tensor: str, shape: tuple[int, ...]
+) -> tuple[float, str | None]:
+    """Bits that a weight will take, and a sentence if it falls back."""
+    if len(shape) < 2:
+        return 32.0 if precision == "fp32" else 16.0, None
+    if not isinstance(block_pass, CompressInt4Pass):
+        return _BITS[precision], None
+    if not block_pass.in_4_bit(block.role):
+        return _BITS["int8"], None
+    group = adjusted_group_size(shape[-1], block_pass.group_size)
+    if group is None:
+        return _BITS["int8"], (
+            f"{tensor}: {shape[-1]} channels, not divisible by {block_pass.group_size} or any group from 32: int8 per row"
+        )
+    bits = 4 + (16 + (0 if block_pass.symmetric else 4)) / (shape[-1] if group == -1 else group)
+    bits = block_pass.ratio * bits + (1 - block_pass.ratio) * _BITS["int8"]
+    if group != block_pass.group_size:
+        return bits, f"{tensor}: {shape[-1]} channels, not divisible by {block_pass.group_size}: group {group}"
+    return bits, None
