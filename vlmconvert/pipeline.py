@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,8 +40,11 @@ T = TypeVar("T")
 
 def in_child(function: Callable[..., T], *arguments: Any) -> T:
     """Run a function in a process of its own, so that what it loads leaves memory with it."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    from loky import ProcessPoolExecutor  # unlike multiprocessing's, it does not import the caller's script again
+
+    with ProcessPoolExecutor(1) as pool:
+        result: T = pool.submit(function, *arguments).result()
+        return result
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,12 +39,12 @@ class WeightBytes:
     size: int
 
 
-def detach(xml: Path, prefix: str) -> tuple[ov.Model, dict[str, WeightBytes]]:
+def detach(xml: Path, rename: Callable[[str], str]) -> tuple[ov.Model, dict[str, WeightBytes]]:
     """Read an IR with its large constants as inputs.
 
     Args:
         xml: the graph; its .bin lies beside it.
-        prefix: put before the names of these inputs, to keep them apart from those of other graphs.
+        rename: gives each of these inputs a name that no other graph's have.
 
     Returns:
         The graph, and the bytes behind each of those inputs by friendly name.
@@ -65,7 +66,7 @@ def detach(xml: Path, prefix: str) -> tuple[ov.Model, dict[str, WeightBytes]]:
                 data.set("offset", str(len(small)))
                 small += stream.read(size)
                 continue
-            name = f"{prefix}{layer.attrib['name']}"
+            name = rename(layer.attrib["name"])
             weights[name] = WeightBytes(binary, offset, size)
             layer.set("type", "Parameter")
             layer.set("name", name)

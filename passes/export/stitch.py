@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from manifests.errors import ConversionError
 from passes.base import Pass
 from passes.export.ir import WeightBytes, detach
 from passes.export.openvino import BLOCK_FILE
-from passes.split import Component
+from passes.split import Block, Component
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -46,9 +47,14 @@ class StitchPass(Pass):
         weight_inputs: list[ov.op.Parameter] = []
         for block, folder in zip(component.blocks, blocks, strict=True):
             kind = component.kinds[block.kind]
-            model, block_weights = detach(folder / BLOCK_FILE, f"{block.name}/")
+            rename = _renaming(block)
+            model, block_weights = detach(folder / BLOCK_FILE, rename)
             weights |= block_weights
-            _prefix_names(model, block.name, set(block.tensors.values()))
+            for node in model.get_ordered_ops():
+                if node.get_friendly_name() not in block_weights:
+                    node.set_friendly_name(rename(node.get_friendly_name()))
+                for output in node.outputs():
+                    output.set_names(set())
             for parameter in model.get_parameters():
                 name = parameter.get_friendly_name()
                 if name in block_weights:
@@ -79,12 +85,11 @@ class StitchPass(Pass):
         return stitched, weights
 
 
-def _prefix_names(model: ov.Model, block: str, tensors: set[str]) -> None:
-    """Make names unique over all blocks: tensors keep theirs, everything else gets the block's name in front."""
-    modules = {name.removesuffix(".weight") for name in tensors}
-    for node in model.get_ordered_ops():
-        name = node.get_friendly_name()
-        if not name.startswith(f"{block}/") and name not in modules:
-            node.set_friendly_name(f"{block}/{name}")
-        for output in node.outputs():
-            output.set_names(set())
+def _renaming(block: Block) -> Callable[[str], str]:
+    """Make names unique over all blocks: what is called after a tensor keeps its name, the rest gets the block's in front."""
+    modules = tuple(name.removesuffix(".weight") for name in block.tensors.values())
+
+    def rename(name: str) -> str:
+        return name if name.startswith(modules) else f"{block.name}/{name}"
+
+    return rename
