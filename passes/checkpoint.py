@@ -40,6 +40,11 @@ class TensorInfo:
             count *= length
         return count
 
+    @property
+    def byte_size(self) -> int:
+        """Number of bytes."""
+        return self.size * _DTYPE_SIZES[self.dtype]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -208,9 +213,9 @@ def _read_header(folder: Path, file: str) -> dict[str, TensorInfo]:
                 f"{path}: tensor {name} has dtype {dtype}, expected F32, F16 or BF16: give the float checkpoint"
             )
         info = TensorInfo(file, dtype, shape, 8 + length + first)
-        if last - first != info.size * _DTYPE_SIZES[dtype] or first < 0:
+        if last - first != info.byte_size or first < 0:
             raise BadInputError(
-                f"{path}: tensor {name} of shape {list(shape)} takes {info.size * _DTYPE_SIZES[dtype]} bytes as {dtype}, "
+                f"{path}: tensor {name} of shape {list(shape)} takes {info.byte_size} bytes as {dtype}, "
                 f"and its header gives {last - first}: fetch the file again"
             )
         tensors[name] = info

@@ -23,8 +23,9 @@ from manifests.model import FileRecord, Port
 from passes.base import BlockPass, PassManager, run_block_pass
 from passes.chain import FloatChain
 from passes.checkpoint import Checkpoint
-from passes.export.ir import count_weights, write
-from passes.export.stitch import StitchPass
+from passes.export.ir import count_weights, detach, write
+from passes.export.openvino import BLOCK_FILE, ExportOpenvinoPass
+from passes.export.stitch import StitchPass, block_names
 from passes.export.template import VERSION as TEMPLATE_VERSION
 from passes.export.template import BlockSource, Templates, prepare
 from passes.split import Component, SplitPass
@@ -118,7 +119,7 @@ class Conversion:
         return built
 
     def records(self, built: list[Built], output: Path) -> list[ComponentRecord]:
-        """Copy finished components into `output` and describe them from the files themselves."""
+        """Put finished components into `output` and describe them from the files themselves."""
         records = []
         for item in built:
             for record in item.files:
@@ -205,7 +206,8 @@ class Conversion:
         if key in self.store:
             self.reporter.log(f"{title}: found in the store")
         else:
-            self._make_blocks(plan, keys, chain)
+            if isinstance(plan.block_pass, BlockPass):
+                self._make_blocks(plan, plan.block_pass, keys, chain)
             with self.reporter.stage(f"{title}: putting it together"):
                 self.store.get_or_make(key, lambda folder: self._assemble(plan, keys, chain, folder))
             for block_key in keys:
@@ -223,7 +225,7 @@ class Conversion:
         parts = (block.kind, block.tensors, block.role, inputs)
         return digest("block", str(plan.block_pass), plan.block_pass.version, self.identity, *parts)
 
-    def _make_blocks(self, plan: ComponentPlan, keys: list[str], chain: FloatChain | None) -> None:
+    def _make_blocks(self, plan: ComponentPlan, block_pass: BlockPass, keys: list[str], chain: FloatChain | None) -> None:
         from joblib import Parallel, delayed
 
         component = plan.component
@@ -241,15 +243,12 @@ class Conversion:
                         assert chain is not None
                         activations = chain.inputs(chain.number(component, block))
                     source = BlockSource(self.checkpoint, self.templates, block, activations)
-                    yield delayed(_make_block)(self.store, keys[index], plan.block_pass, component.name, source)
+                    yield delayed(_make_block)(self.store, keys[index], block_pass, component.name, source)
             except BaseException as error:
                 failure.append(error)
 
         title = f"{component.name.replace('_', ' ')}: {plan.precision}"
-        heavy = not plan.block_pass.name.startswith("export")
-        parallel = Parallel(
-            n_jobs=self.workers if heavy else 1, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs"
-        )
+        parallel = Parallel(n_jobs=self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
         with self.reporter.stage(title, len(missing)) as step:
             for name in parallel(tasks()):
                 step(name)
@@ -259,9 +258,17 @@ class Conversion:
         if failure:
             raise failure[0]
 
+    def _detached(self, plan: ComponentPlan, keys: list[str]) -> Iterator[Any]:
+        """The blocks with their weights detached: from the store, or straight from the checkpoint if only exported."""
+        for block, key in zip(plan.component.blocks, keys, strict=True):
+            if isinstance(plan.block_pass, ExportOpenvinoPass):
+                yield plan.block_pass(BlockSource(self.checkpoint, self.templates, block))
+            else:
+                yield detach(self.store.path(key) / BLOCK_FILE, block_names(block))
+
     def _assemble(self, plan: ComponentPlan, keys: list[str], chain: FloatChain | None, folder: Path) -> None:
         component = plan.component
-        model, weights = StitchPass()(component, [self.store.path(key) for key in keys])
+        model, weights = StitchPass()(component, self._detached(plan, keys))
         model = PassManager(component.name, plan.graph_passes)(model)
         _set_runtime_options(model, plan.precision)
         xml = folder / f"{component.file_stem}.xml"
@@ -317,7 +324,11 @@ def processor_files(folder: Path) -> list[Path]:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
+    """Let a finished, read-only file stand in a second place, without its bytes if the file system can."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _describe(item: Built, output: Path) -> ComponentRecord:

@@ -49,7 +49,7 @@ class ComponentPlan:
     """What happens to one component.
 
     Attributes:
-        block_pass: runs on every block.
+        block_pass: runs on every block; blocks that are only exported are not stored on their own.
         quantize: runs on the stitched component, if at all.
         graph_passes: run on the stitched graph.
         fallbacks: layers that cannot be compressed as asked, and what they get instead.
@@ -59,7 +59,7 @@ class ComponentPlan:
 
     component: Component
     precision: str
-    block_pass: BlockPass
+    block_pass: BlockPass | ExportOpenvinoPass
     quantize: QuantizeInt8PtqPass | None
     graph_passes: tuple[GraphPass, ...]
     fallbacks: tuple[str, ...]
@@ -144,7 +144,7 @@ def make_plan(
     return Plan(tuple(plans), tuple(unused))
 
 
-def _passes(precision: str, options: Options) -> tuple[BlockPass, QuantizeInt8PtqPass | None]:
+def _passes(precision: str, options: Options) -> tuple[BlockPass | ExportOpenvinoPass, QuantizeInt8PtqPass | None]:
     int4 = {
         "group_size": options.group_size,
         "symmetric": options.symmetric,
@@ -167,7 +167,7 @@ def _passes(precision: str, options: Options) -> tuple[BlockPass, QuantizeInt8Pt
 
 
 def _weight_bits(
-    precision: str, block_pass: BlockPass, block: Block, tensor: str, shape: tuple[int, ...]
+    precision: str, block_pass: Pass, block: Block, tensor: str, shape: tuple[int, ...]
 ) -> tuple[float, str | None]:
     """Bits that a weight will take, and a sentence if it falls back."""
     if len(shape) < 2:

@@ -59,7 +59,7 @@ class CompressInt8Pass(BlockPass):
     symmetric: bool = False
 
     def run(self, source: BlockSource, output: Path) -> None:
-        save_block(_int8(source.model(), source, self.symmetric), source, output, "f16")
+        save_block(_int8(source.model(), source, self.symmetric), source, output)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class CompressInt4Pass(BlockPass):
                     **self._algorithms(),
                     **options,
                 )
-        save_block(model, source, output, "f16")
+        save_block(model, source, output)
 
     def _algorithms(self) -> dict[str, Any]:
         return {"awq": False, "scale_estimation": False}

@@ -7,36 +7,53 @@ when the result is written, the inputs become constants again and their bytes ar
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from manifests.errors import ConversionError
-from manifests.model import FileRecord
 
 if TYPE_CHECKING:
+    import numpy as np
     import openvino as ov
 
-__all__ = ["WeightBytes", "count_weights", "detach", "write"]
+__all__ = ["DECOMPRESSION", "WeightBytes", "count_weights", "detach", "write"]
 
 # Smaller constants (axes, shapes, scalars) stay in the graph, where transformations may need their values.
 _SMALL = 1024
 _ALIGNMENT = 64
-_CHUNK = 1 << 24
+_CHUNK = 1 << 23
+# What the names of conversions from half precision end with.
+DECOMPRESSION = "/decompression"
+
+
+_NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Where the bytes of one constant lie."""
+    """Where the bytes of one constant lie: `size` bytes from `offset` of `file`.
+
+    `stored` and `wanted` are F32, F16 or BF16 where the values are to be converted on the way, else empty.
+    """
 
     file: Path
     offset: int
     size: int
+    stored: str = ""
+    wanted: str = ""
+
+    @property
+    def final_size(self) -> int:
+        """Bytes after the conversion."""
+        if self.stored == self.wanted:
+            return self.size
+        return self.size // int(_NUMPY[self.stored][2:]) * int(_NUMPY[self.wanted][2:])
 
 
 def detach(xml: Path, rename: Callable[[str], str]) -> tuple[ov.Model, dict[str, WeightBytes]]:
@@ -75,62 +92,71 @@ def detach(xml: Path, rename: Callable[[str], str]) -> tuple[ov.Model, dict[str,
     return model, weights
 
 
-def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> list[FileRecord]:
-    """Write a graph with detached constants as an ordinary IR, and hash it on the way.
+def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> None:
+    """Write a graph with detached constants as an ordinary IR.
 
     Memory use does not depend on the size of the weights.
-
-    Returns:
-        The records of the .xml and the .bin, relative to their folder.
     """
     import openvino as ov
 
-    binary = xml.with_suffix(".bin")
     with tempfile.TemporaryDirectory(prefix=".skeleton-", dir=xml.parent) as folder:
         skeleton = Path(folder) / "skeleton.xml"
         ov.serialize(model, skeleton)
         tree = ElementTree.parse(skeleton)
-        with binary.open("wb") as stream, skeleton.with_suffix(".bin").open("rb") as small:
-            shutil.copyfileobj(small, stream)
-            end = stream.tell()
-            copies = []
-            for layer in tree.iterfind("layers/layer[@type='Parameter']"):
-                source = weights.get(layer.attrib["name"])
-                if source is None:
-                    continue
-                offset = (end + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
-                copies.append((offset, source))
-                end = offset + source.size
-                layer.set("type", "Const")
-                data = layer.find("data")
-                assert data is not None
-                data.set("offset", str(offset))
-                data.set("size", str(source.size))
-            if len(copies) != len(weights):
-                raise ConversionError(f"{len(weights) - len(copies)} weights got lost while {xml.name} was put together")
-            for offset, source in copies:
-                stream.write(bytes(offset - stream.tell()))
-                _copy(source, stream)
-        tree.write(xml, xml_declaration=True, encoding="utf-8")
-    return [_record(xml), _record(binary)]
+        small = skeleton.with_suffix(".bin").read_bytes()
+    end = len(small)
+    copies = []
+    for layer in tree.iterfind("layers/layer"):
+        if layer.attrib["name"].endswith(DECOMPRESSION):
+            # Tells a plugin to keep the weight in half precision instead of folding the conversion.
+            ElementTree.SubElement(ElementTree.SubElement(layer, "rt_info"), "attribute", name="decompression", version="0")
+        source = weights.get(layer.attrib["name"])
+        if source is None or layer.attrib["type"] != "Parameter":
+            continue
+        offset = (end + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+        copies.append((source, offset))
+        end = offset + source.final_size
+        layer.set("type", "Const")
+        data = layer.find("data")
+        assert data is not None
+        data.set("offset", str(offset))
+        data.set("size", str(source.final_size))
+    if len(copies) != len(weights):
+        raise ConversionError(f"{len(weights) - len(copies)} weights got lost while {xml.name} was put together")
+    with xml.with_suffix(".bin").open("wb") as stream, ThreadPoolExecutor() as threads:
+        stream.truncate(end)
+        os.pwrite(stream.fileno(), small, 0)
+        list(threads.map(lambda copy: _copy(*copy, stream.fileno()), copies))
+    tree.write(xml, xml_declaration=True, encoding="utf-8")
 
 
-def _copy(source: WeightBytes, stream: object) -> None:
+def _copy(source: WeightBytes, position: int, target: int) -> None:
+    """Copy one constant to `position` of the open file `target`, chunk by chunk."""
     left = source.size
     with source.file.open("rb") as file:
         file.seek(source.offset)
         while left:
-            chunk = file.read(min(_CHUNK, left))
+            chunk: Any = file.read(min(_CHUNK, left))
             if not chunk:
                 raise ConversionError(f"{source.file} is shorter than its graph says")
-            stream.write(chunk)  # type: ignore[attr-defined]
             left -= len(chunk)
+            if source.stored != source.wanted:
+                chunk = _convert(chunk, source)
+            position += os.pwrite(target, chunk, position)
 
 
-def _record(path: Path) -> FileRecord:
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return FileRecord(path=path.name, size=path.stat().st_size, sha256=digest)
+def _convert(chunk: bytes, source: WeightBytes) -> np.ndarray:
+    import numpy as np
+
+    values = np.frombuffer(chunk, _NUMPY[source.stored])
+    if source.stored == "BF16":
+        # bfloat16 is the upper half of a float32.
+        values = np.left_shift(values, 16, dtype=np.uint32).view("<f4")
+    with np.errstate(over="ignore"):
+        result = values.astype(_NUMPY[source.wanted])
+    if source.wanted == "F16" and not np.isfinite(result).all():
+        raise ConversionError(f"a weight in {source.file.name} is beyond the range of float16: use fp32 instead of fp16")
+    return result
 
 
 _WEIGHT_DTYPES = {"u4": "int4", "i4": "int4", "u8": "int8", "i8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32"}

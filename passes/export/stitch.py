@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manifests.errors import ConversionError
 from passes.base import Pass
-from passes.export.ir import WeightBytes, detach
-from passes.export.openvino import BLOCK_FILE
+from passes.export.ir import WeightBytes
 from passes.split import Block, Component
 
 if TYPE_CHECKING:
     import openvino as ov
 
-__all__ = ["StitchPass"]
+    Detached = tuple[ov.Model, dict[str, WeightBytes]]
+
+__all__ = ["StitchPass", "block_names"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class StitchPass(Pass):
 
     name = "stitch"
 
-    def __call__(self, component: Component, blocks: list[Path]) -> tuple[ov.Model, dict[str, WeightBytes]]:
+    def __call__(self, component: Component, blocks: Iterable[Detached]) -> tuple[ov.Model, dict[str, WeightBytes]]:
         """Stitch one component.
 
         Args:
             component: what the graph is to take and return.
-            blocks: the stored folder of every block, in order.
+            blocks: every block in order, with its weights detached.
 
         Returns:
             The graph with its weights detached, and where their bytes lie.
@@ -45,10 +45,9 @@ class StitchPass(Pass):
         inputs: dict[str, ov.op.Parameter] = {}
         weights: dict[str, WeightBytes] = {}
         weight_inputs: list[ov.op.Parameter] = []
-        for block, folder in zip(component.blocks, blocks, strict=True):
+        for block, (model, block_weights) in zip(component.blocks, blocks, strict=True):
             kind = component.kinds[block.kind]
-            rename = _renaming(block)
-            model, block_weights = detach(folder / BLOCK_FILE, rename)
+            rename = block_names(block)
             weights |= block_weights
             for node in model.get_ordered_ops():
                 if node.get_friendly_name() not in block_weights:
@@ -85,7 +84,7 @@ class StitchPass(Pass):
         return stitched, weights
 
 
-def _renaming(block: Block) -> Callable[[str], str]:
+def block_names(block: Block) -> Callable[[str], str]:
     """Make names unique over all blocks: what is called after a tensor keeps its name, the rest gets the block's in front."""
     modules = tuple(name.removesuffix(".weight") for name in block.tensors.values())
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.activations import BlockInputs
 from manifests.errors import BadInputError
-from passes.checkpoint import Checkpoint
+from passes.checkpoint import Checkpoint, TensorInfo
 from passes.split import Block, Component, Kind, TensorShapes
 
 if TYPE_CHECKING:
@@ -66,26 +66,42 @@ class BlockSource:
     block: Block
     activations: tuple[BlockInputs, ...] = ()
 
-    def model(self) -> ov.Model:
-        """The block as an `openvino.Model` in float32: inputs and outputs are named after the kind's ports.
+    def template(self) -> ov.Model:
+        """The block's graph: inputs and outputs are named after the kind's ports, weights are inputs too.
 
-        Weights carry the checkpoint's tensor names (in-memory spelling), and the operations that read them the names of
-        their modules.
+        The operations that read weights are called after the checkpoint's tensors (in-memory spelling).
         """
         import openvino as ov
-        from openvino import opset13
 
         model = ov.Core().read_model(self.templates.folder / f"{self.block.kind}.xml")
-        names = self.templates.names
-        for parameter in model.get_parameters():
-            tensor = self.block.tensors.get(parameter.get_friendly_name())
-            if tensor is None:
-                continue
-            constant = opset13.constant(self.checkpoint.read(names[tensor]), name=tensor)
+        for parameter, tensor in self.weights(model):
             for target in parameter.output(0).get_target_inputs():
                 node = target.get_node()
                 if node.get_type_name() in {"MatMul", "Gather", "Convolution"}:
                     node.set_friendly_name(tensor.removesuffix(".weight"))
+        return model
+
+    def weights(self, model: ov.Model) -> list[tuple[ov.op.Parameter, str]]:
+        """The inputs of a template that stand for weights, with the tensors' names."""
+        return [
+            (parameter, self.block.tensors[parameter.get_friendly_name()])
+            for parameter in model.get_parameters()
+            if parameter.get_friendly_name() in self.block.tensors
+        ]
+
+    def tensor_info(self, tensor: str) -> TensorInfo:
+        """Where a tensor lies, by its in-memory name."""
+        return self.checkpoint.tensors[self.templates.names[tensor]]
+
+    def model(self) -> ov.Model:
+        """The block with its weights in memory, as float32 constants named after the tensors."""
+        import openvino as ov
+
+        model = self.template()
+        names = self.templates.names
+        for parameter, tensor in self.weights(model):
+            constant = ov.op.Constant(self.checkpoint.read(names[tensor]), shared_memory=True)
+            constant.set_friendly_name(tensor)
             parameter.output(0).replace(constant.output(0))
             model.remove_parameter(parameter)
         model.validate_nodes_and_infer_types()
@@ -156,11 +172,18 @@ def _trace(kind: Kind, config: dict[str, Any], output: Path) -> dict[str, list[i
 
     module = _load(kind.module)(config, **kind.options).eval()
     shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
-    # Zeros that nobody writes take no memory, however large the block is.
-    weights = [torch.zeros(shape) for shape in shapes.values()]
+    # A trace needs shapes, not values: on the meta device even the largest block takes no memory. It cannot trace
+    # convolutions or buffers that hold values; there, one zero stands for the whole weight.
+    real = not shapes or any(isinstance(part, torch.nn.Conv2d) for part in module.modules())
+    device = torch.device("cpu" if real else "meta")
+    weights = [torch.zeros((), device=device).expand(shape) for shape in shapes.values()]
     dtypes = {"f32": torch.float32, "i64": torch.int64, "i32": torch.int32}
     examples = [
-        torch.zeros([kind.dims[dim] if isinstance(dim, str) else dim for dim in port.shape], dtype=dtypes[port.dtype])
+        torch.zeros(
+            [kind.dims[dim] if isinstance(dim, str) else dim for dim in port.shape],
+            dtype=dtypes[port.dtype],
+            device=device,
+        )
         for port in kind.inputs
     ]
 
@@ -174,7 +197,7 @@ def _trace(kind: Kind, config: dict[str, Any], output: Path) -> dict[str, list[i
             return module(*tensors[len(shapes) :])
 
     arguments = (*weights, *examples)
-    with torch.no_grad():
+    with torch.no_grad(), device:
         traced = torch.jit.trace(Traced(), arguments, check_trace=False)
         model = ov.convert_model(traced, example_input=arguments)
     ports = [(name, shape) for name, shape in shapes.items()]

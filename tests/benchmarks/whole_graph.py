@@ -11,6 +11,7 @@ from typing import Any
 import nncf
 import openvino as ov
 import torch
+from openvino.frontend.pytorch import patch_model
 from torch import nn
 from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration as Model
@@ -99,9 +100,12 @@ class WholeVisionEncoder(nn.Module):
         return tuple(outputs)
 
 
-def load(folder: Path) -> Model:
-    """The checkpoint in float32."""
-    return MllamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
+    """The checkpoint; in bfloat16 its weights stay 16 bit and it computes in float32, as optimum-intel does it."""
+    model = MllamaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+    if dtype != torch.float32:
+        patch_model.__make_16bit_traceable(model)
+    return model
 
 
 def language_model(model: Model) -> ov.Model:

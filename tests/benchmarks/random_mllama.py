@@ -1,0 +1,122 @@
+"""Write a random mllama checkpoint of any shape, shard by shard, without holding it in memory.
+
+    python -m tests.benchmarks.random_mllama build/random-1b --layers 20
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import save_file
+from transformers import MllamaForConditionalGeneration
+from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
+
+from vlmconvert.convert import demo_checkpoint
+from vlmconvert.pipeline import processor_files
+
+# In-memory prefix -> prefix on the hub.
+_ON_HUB = {
+    "lm_head.": "language_model.lm_head.",
+    "model.language_model.": "language_model.model.",
+    "model.vision_model.": "vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+
+
+def write_random_mllama(
+    folder: Path,
+    layers: int = 20,
+    hidden: int = 2048,
+    intermediate: int = 5632,
+    heads: int = 32,
+    key_value_heads: int = 8,
+    vocabulary: int = 32000,
+    seed: int = 0,
+    shard_size: int = 500_000_000,
+) -> None:
+    """Write config, processor (the demo's) and bf16 weights; every fifth layer from the fourth is a cross-attention layer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    demo = demo_checkpoint("mllama")
+    vision = MllamaConfig.from_pretrained(demo).vision_config.to_dict()
+    text = MllamaTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        cross_attention_layers=list(range(3, layers, 5)),
+        max_position_embeddings=8192,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    config = MllamaConfig(text_config=text, vision_config=MllamaVisionConfig(**vision), image_token_index=vocabulary)
+    config.architectures = ["MllamaForConditionalGeneration"]
+    config.save_pretrained(folder)
+    for path in processor_files(demo):
+        shutil.copyfile(path, folder / path.name)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in MllamaForConditionalGeneration(config).state_dict().items()}
+    generator = torch.Generator().manual_seed(seed)
+    shard: dict[str, torch.Tensor] = {}
+    weight_map: dict[str, str] = {}
+    size = total = number = 0
+
+    def flush() -> None:
+        nonlocal size, number
+        number += 1
+        file = f"model-{number:05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+        shard.clear()
+        size = 0
+
+    for name, shape in shapes.items():
+        prefix = next(prefix for prefix in _ON_HUB if name.startswith(prefix))
+        shard[_ON_HUB[prefix] + name.removeprefix(prefix)] = _values(name, shape, generator)
+        size += 2 * shape.numel()
+        total += 2 * shape.numel()
+        if size >= shard_size:
+            flush()
+    flush()
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def _values(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    if "norm" in name and name.endswith("weight"):
+        return torch.ones(shape, dtype=torch.bfloat16)
+    if "gate" in name.rpartition(".")[2]:
+        return torch.full(shape, 0.5, dtype=torch.bfloat16)
+    return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--layers", default=20, show_default=True)
+@click.option("--hidden", default=2048, show_default=True)
+@click.option("--intermediate", default=5632, show_default=True)
+@click.option("--heads", default=32, show_default=True)
+@click.option("--key-value-heads", default=8, show_default=True)
+@click.option("--vocabulary", default=32000, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(folder: Path, **shape: int) -> None:
+    """Write a random mllama checkpoint."""
+    write_random_mllama(folder, **shape)
+
+
+if __name__ == "__main__":
+    main()
