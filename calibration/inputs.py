@@ -30,9 +30,13 @@ def load_processor(folder: Path) -> Any:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True, backend="pil")
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise BadInputError(f"the processor in {folder} cannot be loaded ({reason}): copy its files from the model's page") from error
+        raise BadInputError(
+            f"the processor in {folder} cannot be loaded ({reason}): copy its files from the model's page"
+        ) from error
     if not processor.chat_template:
-        raise BadInputError(f"the processor in {folder} has no chat template: add chat_template.jinja from the model's page")
+        raise BadInputError(
+            f"the processor in {folder} has no chat template: add chat_template.jinja from the model's page"
+        )
     return processor
 
 
@@ -51,7 +55,9 @@ def chat_text(processor: Any, turns: tuple[tuple[str, str | None], ...], images:
     return text
 
 
-def write_inputs(folder: Path, samples: SampleSet, adapt: str, config: dict[str, Any], sequence_length: int, output: Path) -> None:
+def write_inputs(
+    folder: Path, samples: SampleSet, adapt: str, config: dict[str, Any], sequence_length: int, output: Path
+) -> None:
     """Write the inputs of every sample to `output/00000.safetensors` and so on.
 
     Args:
@@ -67,7 +73,10 @@ def write_inputs(folder: Path, samples: SampleSet, adapt: str, config: dict[str,
     family_inputs: Callable[..., dict[str, np.ndarray]] = getattr(importlib.import_module(module), attribute)
     for index, sample in enumerate(samples.samples):
         processed = processor(
-            images=[[sample.image]], text=[chat_text(processor, sample.turns)], return_tensors="np", add_special_tokens=False
+            images=[[sample.image]],
+            text=[chat_text(processor, sample.turns)],
+            return_tensors="np",
+            add_special_tokens=False,
         )
         arrays = {name: np.asarray(value) for name, value in processed.items()}
         if sequence_length:

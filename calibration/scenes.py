@@ -189,9 +189,7 @@ def _ask_exists(rng: random.Random, items: list[_Item], _width: int, _height: in
         return Question("exists", f"Is there a {colour} {shape}?", "yes")
     absent = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in present]
     # Half of the absent pairs share a colour or a shape with the image: the pair must be seen, not its parts.
-    near = [
-        pair for pair in absent if any(pair[0] == item.colour or pair[1] == item.shape for item in items)
-    ]
+    near = [pair for pair in absent if any(pair[0] == item.colour or pair[1] == item.shape for item in items)]
     colour, shape = rng.choice(near if rng.random() < 0.5 else absent)
     return Question("exists", f"Is there a {colour} {shape}?", "no")
 

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,14 @@ class SampleSet:
     revision: str | None
     seed: int
     samples: tuple[Sample, ...]
+
+    def with_sizes(self, sizes: Sequence[tuple[int, int]]) -> SampleSet:
+        """The same samples, the first images cut and scaled to `sizes` (width, height), so that each size occurs."""
+        fitted = (
+            replace(sample, image=ImageOps.fit(sample.image, size))
+            for sample, size in zip(self.samples, sizes, strict=False)
+        )
+        return replace(self, samples=(*fitted, *self.samples[len(sizes) :]))
 
     @property
     def digest(self) -> str:
@@ -123,7 +131,9 @@ def _folder_entries(folder: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
                     f"{metadata}, line {number}: not a JSON object with file_name ({error}): mend the line"
                 ) from error
             if not path.resolve().is_relative_to(folder.resolve()):
-                raise BadInputError(f"{metadata}, line {number}: {row['file_name']} lies outside the folder: move it inside")
+                raise BadInputError(
+                    f"{metadata}, line {number}: {row['file_name']} lies outside the folder: move it inside"
+                )
             yield path, _turn(row, f"{metadata}, line {number}")
         return
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
@@ -143,12 +153,16 @@ def _dataset_samples(source: str, count: int, seed: int) -> SampleSet:
         rows = list(itertools.islice(stream.shuffle(seed=seed, buffer_size=1000), count))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInputError(f"calibration source {name} cannot be loaded ({reason}): give scenes, a folder or a datasets id") from error
+        raise BadInputError(
+            f"calibration source {name} cannot be loaded ({reason}): give scenes, a folder or a datasets id"
+        ) from error
     samples = []
     for index, row in enumerate(rows):
         image = next((row[column] for column in _IMAGE_COLUMNS if column in row), None)
         if not isinstance(image, Image.Image):
-            raise BadInputError(f"calibration source {name} has no image column ({', '.join(row)}): choose another data set")
+            raise BadInputError(
+                f"calibration source {name} has no image column ({', '.join(row)}): choose another data set"
+            )
         samples.append(Sample(f"{name}-{index}", image.convert("RGB"), (_turn(row, name),)))
     if not samples:
         raise BadInputError(f"calibration source {name} is empty: choose another data set or split")

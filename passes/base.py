@@ -12,17 +12,19 @@ import dataclasses
 import importlib
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from manifests.errors import BadInputError, ConversionError, VlmConvertError
+from manifests.errors import BadInputError, ConversionError
 
 if TYPE_CHECKING:
     import openvino as ov
 
     from passes.export.template import BlockSource
 
-__all__ = ["BlockPass", "GraphPass", "Pass", "PassManager", "pass_class", "parse_pass"]
+__all__ = ["BlockPass", "GraphPass", "Pass", "PassManager", "named_failure", "parse_pass", "pass_class"]
 
 # Canonical name -> where the class lives; nothing heavy is imported before a pass is needed.
 _REGISTRY = {
@@ -106,30 +108,27 @@ class PassManager:
     passes: tuple[GraphPass, ...]
 
     def __call__(self, model: ov.Model) -> ov.Model:
+        """Transform `model` with every pass in turn."""
         done: list[str] = []
         for item in self.passes:
-            try:
+            with named_failure(item, self.component, after=done):
                 item.requires(model)
                 model = item.apply(model)
                 item.ensures(model)
-            except VlmConvertError as error:
-                raise ConversionError(_failure(item, self.component, None, done, error)) from error
             done.append(item.name)
         return model
 
 
-def _failure(item: Pass, component: str, block: str | None, done: list[str], error: BaseException) -> str:
-    place = f"{component}, block {block}" if block else component
-    before = f" (after {', '.join(done)})" if done else ""
-    return f"pass {item.name} failed on {place}{before}: {error}"
-
-
-def run_block_pass(item: BlockPass, component: str, source: BlockSource, output: Path) -> None:
-    """Run a block pass; whatever goes wrong comes out as one `ConversionError` that names pass, component and block."""
+@contextmanager
+def named_failure(item: Pass, component: str, block: str | None = None, after: Sequence[str] = ()) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a `ConversionError` that names pass, component, block and what ran before."""
     try:
-        item.run(source, output)
+        yield
     except Exception as error:
-        raise ConversionError(_failure(item, component, source.block.name, [], error)) from error
+        place = f"{component}, block {block}" if block else component
+        before = f" (after {', '.join(after)})" if after else ""
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConversionError(f"pass {item.name} failed on {place}{before}: {reason}") from error
 
 
 def pass_class(name: str) -> type[Pass]:

@@ -7,11 +7,12 @@ compressed alone. Only one block's weights are in memory at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from calibration.activations import BlockInputs, read_activations, write_activations
-from passes.export.template import BlockSource, Templates
 from passes.checkpoint import Checkpoint
+from passes.export.template import BlockSource, Templates
 from passes.split import Block, Component
 from passes.store import Store, digest
 
@@ -145,7 +146,7 @@ class FloatChain:
             needed.append(current)
             pending += [producer for producer, _ in self._producers[current].values()]
         for current in sorted(needed):
-            self.store.get_or_make(self._key(current), lambda folder, number=current: self._run(number, folder))
+            self.store.get_or_make(self._key(current), partial(self._run, current))
 
     def _run(self, number: int, folder: Path) -> None:
         import openvino as ov

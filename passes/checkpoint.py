@@ -100,10 +100,14 @@ def fetch_checkpoint(model: str, revision: str | None = None, token: str | None 
     path = Path(model).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise BadInputError(f"--revision {revision} goes with a hub id, and {model} is a local folder: leave it out")
+            raise BadInputError(
+                f"--revision {revision} goes with a hub id, and {model} is a local folder: leave it out"
+            )
         return path, None
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise BadInputError(f"{model} is no checkpoint folder and no hub id: give a folder with config.json, or org/name")
+        raise BadInputError(
+            f"{model} is no checkpoint folder and no hub id: give a folder with config.json, or org/name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -112,7 +116,9 @@ def fetch_checkpoint(model: str, revision: str | None = None, token: str | None 
         folder = Path(snapshot_download(model, revision=revision, token=token, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInputError(f"{model} could not be fetched from the hub ({reason}): check the id, --revision and --token")
+        raise BadInputError(
+            f"{model} could not be fetched from the hub ({reason}): check the id, --revision and --token"
+        ) from error
     return folder, folder.name
 
 
@@ -140,7 +146,9 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
             )
         for name, info in header.items():
             if name in tensors:
-                raise BadInputError(f"tensor {name} stands in both {tensors[name].file} and {file}: fetch the checkpoint again")
+                raise BadInputError(
+                    f"tensor {name} stands in both {tensors[name].file} and {file}: fetch the checkpoint again"
+                )
             tensors[name] = info
     return Checkpoint(model or folder.resolve().name, revision, folder, config, tensors)
 

@@ -1,4 +1,4 @@
-"""python -m vlmconvert"""
+"""What `python -m vlmconvert` runs."""
 
 from vlmconvert.cli import main
 

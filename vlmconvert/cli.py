@@ -37,7 +37,10 @@ class _Group(click.Group):
             if context.params.get("debug"):
                 traceback.print_exc()
             reason = " ".join(str(error).split()) or type(error).__name__
-            click.echo(f"vlmconvert: {type(error).__name__}: {reason}; run again as vlmconvert --debug ... for details", err=True)
+            click.echo(
+                f"vlmconvert: {type(error).__name__}: {reason}; run again as vlmconvert --debug ... for details",
+                err=True,
+            )
             sys.exit(3)
 
 
@@ -45,7 +48,7 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="vlmconvert")
 @click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
 def main(debug: bool) -> None:
-    """Convert a Hugging Face vision-language checkpoint into compressed, checked artifacts.
+    r"""Convert a Hugging Face vision-language checkpoint into compressed, checked artifacts.
 
     \b
     Examples:
@@ -72,30 +75,79 @@ def _family_command(family: str) -> click.Command:
         """,
     )
     @click.argument("checkpoint", required=False)
-    @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write; named after the model by default.")
-    @click.option("--llm", type=click.Choice(_LLM), default="int4-awq", show_default=True, help="Precision of the language model.")
-    @click.option("--vision", type=click.Choice(_VISION), default="int8-ptq", show_default=True, help="Precision of the vision encoder.")
-    @click.option("--group-size", default=64, show_default=True, help="int4: input channels that share a scale, -1 for whole rows.")
+    @click.option(
+        "-o", "--output", type=click.Path(path_type=Path), help="Folder to write; named after the model by default."
+    )
+    @click.option(
+        "--llm", type=click.Choice(_LLM), default="int4-awq", show_default=True, help="Precision of the language model."
+    )
+    @click.option(
+        "--vision",
+        type=click.Choice(_VISION),
+        default="int8-ptq",
+        show_default=True,
+        help="Precision of the vision encoder.",
+    )
+    @click.option(
+        "--group-size",
+        default=64,
+        show_default=True,
+        help="int4: input channels that share a scale, -1 for whole rows.",
+    )
     @click.option("--symmetric", is_flag=True, help="int4, int8: no zero points.")
-    @click.option("--ratio", default=1.0, show_default=True, help="int4: share of each block's weights in 4 bit, the rest in 8 bit.")
+    @click.option(
+        "--ratio",
+        default=1.0,
+        show_default=True,
+        help="int4: share of each block's weights in 4 bit, the rest in 8 bit.",
+    )
     @click.option("--all-layers", is_flag=True, help="int4: embeddings and LM head in 4 bit too.")
     @click.option("--samples", default=64, show_default=True, help="int4-awq: calibration samples.")
-    @click.option("--sequence-length", default=0, show_default=True, help="int4-awq: most tokens of a sample, 0 for all.")
-    @click.option("--smooth-quant-alpha", default=0.6, show_default=True, help="int8-ptq: how much moves from activations to weights.")
+    @click.option(
+        "--sequence-length", default=0, show_default=True, help="int4-awq: most tokens of a sample, 0 for all."
+    )
+    @click.option(
+        "--smooth-quant-alpha",
+        default=0.6,
+        show_default=True,
+        help="int8-ptq: how much moves from activations to weights.",
+    )
     @click.option("--vision-samples", default=100, show_default=True, help="int8-ptq: calibration samples.")
-    @click.option("--calibration", default="scenes", show_default=True, help="scenes, a folder of images, or a datasets id[:split].")
+    @click.option(
+        "--calibration",
+        default="scenes",
+        show_default=True,
+        help="scenes, a folder of images, or a datasets id[:split].",
+    )
     @click.option("--seed", default=0, show_default=True, help="Which calibration samples.")
-    @click.option("--logits", type=click.Choice(("last", "all")), default="last", show_default=True, help="Positions that get logits.")
+    @click.option(
+        "--logits",
+        type=click.Choice(("last", "all")),
+        default="last",
+        show_default=True,
+        help="Positions that get logits.",
+    )
     @click.option("--revision", help="Branch, tag or commit of a hub id.")
     @click.option("--token", envvar="HF_TOKEN", help="Token for a gated hub id.")
     @click.option("--workers", default=2, show_default=True, help="Processes that compress blocks.")
-    @click.option("--store", type=click.Path(path_type=Path), help="Where finished steps are kept.  [default: ~/.cache/vlmconvert]")
+    @click.option(
+        "--store",
+        type=click.Path(path_type=Path),
+        help="Where finished steps are kept.  [default: ~/.cache/vlmconvert]",
+    )
     @click.option("--force", is_flag=True, help="Replace a different result at the output.")
     @click.option("--dry-run", is_flag=True, help="Stop after the plan.")
-    @click.option("--validate/--no-validate", default=True, show_default=True, help="Measure the artifact against the checkpoint.")
+    @click.option(
+        "--validate/--no-validate", default=True, show_default=True, help="Measure the artifact against the checkpoint."
+    )
     @click.option("--validation-samples", default=200, show_default=True, help="Held-out scenes to ask about.")
     @click.option("--max-kl", default=1.0, show_default=True, help="Greatest mean KL divergence that passes, in nats.")
-    @click.option("--max-drop", default=1.0, show_default=True, help="Greatest loss of accuracy that passes, in percentage points.")
+    @click.option(
+        "--max-drop",
+        default=1.0,
+        show_default=True,
+        help="Greatest loss of accuracy that passes, in percentage points.",
+    )
     def command(**values: Any) -> None:
         _convert(family, **values)
 
@@ -131,12 +183,17 @@ def _at_least(name: str, value: int, least: int) -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--image", "image", type=click.Path(path_type=Path), help="Image to ask about; leave out for a question in text alone.")
+@click.option(
+    "--image",
+    "image",
+    type=click.Path(path_type=Path),
+    help="Image to ask about; leave out for a question in text alone.",
+)
 @click.option("--prompt", required=True, help="The question.")
 @click.option("--max-new-tokens", default=256, show_default=True, help="Most tokens of the answer.")
 @click.option("--device", default="CPU", show_default=True, help="OpenVINO device.")
 def run(folder: Path, image: Path | None, prompt: str, max_new_tokens: int, device: str) -> None:
-    """Ask a finished artifact one question; the answer is printed token by token.
+    r"""Ask a finished artifact one question; the answer is printed token by token.
 
     \b
     Example:

@@ -23,9 +23,10 @@ from passes.checkpoint import fetch_checkpoint, open_checkpoint
 from passes.store import Store, library_versions
 from passes.validate.accuracy import ValidateAccuracyPass
 from passes.validate.parity import ValidateParityPass
+from vlmconvert.artifact import processor_files
 from vlmconvert.console import Reporter, format_size
 from vlmconvert.families import check_family, family_module
-from vlmconvert.pipeline import Built, Conversion, processor_files
+from vlmconvert.pipeline import Built, Conversion
 from vlmconvert.plan import Options, Plan
 
 if TYPE_CHECKING:
@@ -104,12 +105,19 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     seconds = time.monotonic() - start
-    log = {"seconds": round(seconds, 1), "components": {item.plan.component.name: round(item.seconds, 1) for item in built}}
-    write_atomically(output / RUN_LOG, json.dumps({**log, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, indent=2) + "\n")
+    log = {
+        "seconds": round(seconds, 1),
+        "components": {item.plan.component.name: round(item.seconds, 1) for item in built},
+    }
+    write_atomically(
+        output / RUN_LOG, json.dumps({**log, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, indent=2) + "\n"
+    )
     reporter.table(_result_table(manifest, built))
     failed = [item for item in manifest.validation if not item.passed]
     for item in failed:
-        reporter.say(f"check failed: {item.metric} of the {item.component} is {item.value:g}, the limit is {item.threshold:g}")
+        reporter.say(
+            f"check failed: {item.metric} of the {item.component} is {item.value:g}, the limit is {item.threshold:g}"
+        )
     reporter.say(f"{output}  ({format_size(_folder_size(output))}, {seconds:.0f} s)")
     return output, not failed
 
@@ -223,7 +231,9 @@ def _publish(staging: Path, output: Path, manifest: Manifest, force: bool, repor
         if read_manifest(output) == manifest:
             reporter.log(f"{output} already holds this very result")
             return
-        raise BadInputError(f"{output} holds a different result: choose another folder with --output, or replace it with --force")
+        raise BadInputError(
+            f"{output} holds a different result: choose another folder with --output, or replace it with --force"
+        )
     staging.chmod(0o755)
     if not output.exists():
         staging.rename(output)

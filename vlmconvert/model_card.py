@@ -30,12 +30,17 @@ def model_card(manifest: Manifest) -> ModelCard:
         for item in manifest.validation
     )
     validation = (
-        "| metric | component | checkpoint | artifact | limit | passed | samples |\n|---|---|---|---|---|---|---|\n" + figures
+        "| metric | component | checkpoint | artifact | limit | passed | samples |\n|---|---|---|---|---|---|---|\n"
+        + figures
         if figures
         else "This artifact was not validated."
     )
     fallbacks = [line for item in manifest.components for line in item.fallbacks]
-    notes = "\n\nLayers compressed otherwise than asked:\n\n" + "\n".join(f"- {line}" for line in fallbacks) if fallbacks else ""
+    notes = (
+        "\n\nLayers compressed otherwise than asked:\n\n" + "\n".join(f"- {line}" for line in fallbacks)
+        if fallbacks
+        else ""
+    )
     return ModelCard(
         f"""---
 {data.to_yaml()}

@@ -3,36 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from calibration.activations import BlockInputs
 from calibration.inputs import write_inputs
 from calibration.sources import SampleSet, load_samples
-from manifests.errors import BadInputError, VlmConvertError
-from manifests.files import file_record
+from manifests.errors import BadInputError
+from manifests.files import file_record, write_atomically
 from manifests.model import Component as ComponentRecord
-from manifests.model import FileRecord, Port
-from passes.base import BlockPass, PassManager, run_block_pass
+from manifests.model import FileRecord
+from passes.base import BlockPass, PassManager, named_failure
 from passes.chain import FloatChain
 from passes.checkpoint import Checkpoint
-from passes.export.ir import count_weights, detach, write
+from passes.compress.int8_ptq import QuantizeInt8PtqPass
+from passes.export.ir import WeightBytes, detach, write
 from passes.export.openvino import BLOCK_FILE, ExportOpenvinoPass
 from passes.export.stitch import StitchPass, block_names
 from passes.export.template import VERSION as TEMPLATE_VERSION
 from passes.export.template import BlockSource, Templates, prepare
 from passes.split import Component, SplitPass
 from passes.store import Store, digest, library_versions
+from vlmconvert.artifact import describe_component, link_or_copy, processor_files
 from vlmconvert.console import Reporter
 from vlmconvert.families import FAMILIES, family_module
 from vlmconvert.plan import ComponentPlan, Options, Plan, make_plan
+
+if TYPE_CHECKING:
+    import openvino as ov
 
 __all__ = ["Built", "Conversion", "in_child"]
 
@@ -80,7 +84,9 @@ class Conversion:
         self._check_processor(family_module(family).PROCESSOR_FILES)
         with ThreadPoolExecutor() as threads:
             # The weights' hashes name the results in the store; they are made while the blocks are traced.
-            records = threads.map(lambda name: file_record(checkpoint.folder / name, checkpoint.folder), self._source_names())
+            records = threads.map(
+                lambda name: file_record(checkpoint.folder / name, checkpoint.folder), self._source_names()
+            )
             self.templates = Templates(self._prepare(f"{module}:components"))
             self.components: tuple[Component, ...] = family_module(family).components(self.templates.config)
             unused = SplitPass()(checkpoint, self.templates.names, self.components, self.templates.shapes)
@@ -116,16 +122,15 @@ class Conversion:
         built = [self._build_component(item, chain) for item in self.plan.components]
         if chain is not None:
             chain.clear()
+            self.store.remove(chain.samples.name)
         return built
 
     def records(self, built: list[Built], output: Path) -> list[ComponentRecord]:
         """Put finished components into `output` and describe them from the files themselves."""
-        records = []
         for item in built:
             for record in item.files:
-                _link_or_copy(item.folder / record.path, output / record.path)
-            records.append(_describe(item, output))
-        return records
+                link_or_copy(item.folder / record.path, output / record.path)
+        return [describe_component(item.plan, item.files, output) for item in built]
 
     def _source_names(self) -> list[str]:
         names = ["config.json", *self.checkpoint.weight_files]
@@ -136,7 +141,9 @@ class Conversion:
         folder = self.checkpoint.folder
         for alternatives in required:
             if not any((folder / name).is_file() for name in alternatives):
-                raise BadInputError(f"{folder} lacks {' or '.join(alternatives)}: copy the processor's files from the model's page")
+                raise BadInputError(
+                    f"{folder} lacks {' or '.join(alternatives)}: copy the processor's files from the model's page"
+                )
 
     def _prepare(self, describe: str) -> Path:
         folder = self.checkpoint.folder
@@ -158,8 +165,13 @@ class Conversion:
 
     def _calibrate(self) -> FloatChain:
         options = self.options
-        count = max(options.samples if self.plan.calibrates_llm else 1, options.vision_samples if self.plan.calibrates_vision else 1)
+        count = max(
+            options.samples if self.plan.calibrates_llm else 1,
+            options.vision_samples if self.plan.calibrates_vision else 1,
+        )
         self.samples = load_samples(options.calibration, count, options.seed)
+        if self.plan.calibrates_vision and options.calibration != "scenes":
+            self.samples = self.samples.with_sizes(family_module(self.family).calibration_sizes(self.templates.config))
         key = digest("inputs", 1, self.samples.digest, options.sequence_length, self.identity, self._processor_digest())
         if key not in self.store:
             adapt = f"{FAMILIES[self.family]}:inputs"
@@ -203,18 +215,29 @@ class Conversion:
             chain.samples_key if chain is not None and plan.quantize else None,
         )
         title = component.name.replace("_", " ")
-        if key in self.store:
+        files = self._stored(key)
+        if files is not None:
             self.reporter.log(f"{title}: found in the store")
         else:
             if isinstance(plan.block_pass, BlockPass):
                 self._make_blocks(plan, plan.block_pass, keys, chain)
             with self.reporter.stage(f"{title}: putting it together"):
                 self.store.get_or_make(key, lambda folder: self._assemble(plan, keys, chain, folder))
+            files = _read_records(self.store.path(key))
             for block_key in keys:
                 self.store.remove(block_key)
+        return Built(plan, self.store.path(key), files, time.monotonic() - start)
+
+    def _stored(self, key: str) -> list[FileRecord] | None:
+        """Records of a component in the store; one whose files have changed since is forgotten."""
+        if key not in self.store:
+            return None
         folder = self.store.path(key)
-        files = [file_record(path, folder) for path in sorted(folder.iterdir())]
-        return Built(plan, folder, files, time.monotonic() - start)
+        files = _read_records(folder)
+        if any(file_record(folder / record.path, folder) != record for record in files):
+            self.store.remove(key)
+            return None
+        return files
 
     def _block_key(self, plan: ComponentPlan, index: int, chain: FloatChain | None) -> str:
         block = plan.component.blocks[index]
@@ -225,12 +248,18 @@ class Conversion:
         parts = (block.kind, block.tensors, block.role, inputs)
         return digest("block", str(plan.block_pass), plan.block_pass.version, self.identity, *parts)
 
-    def _make_blocks(self, plan: ComponentPlan, block_pass: BlockPass, keys: list[str], chain: FloatChain | None) -> None:
+    def _make_blocks(
+        self, plan: ComponentPlan, block_pass: BlockPass, keys: list[str], chain: FloatChain | None
+    ) -> None:
         from joblib import Parallel, delayed
 
         component = plan.component
         missing = [index for index, key in enumerate(keys) if key not in self.store]
-        done = {chain.number(component, block) for i, block in enumerate(component.blocks) if i not in missing} if chain else set()
+        done = (
+            {chain.number(component, block) for i, block in enumerate(component.blocks) if i not in missing}
+            if chain
+            else set()
+        )
         failure: list[BaseException] = []
 
         def tasks() -> Iterator[Any]:
@@ -274,20 +303,52 @@ class Conversion:
         xml = folder / f"{component.file_stem}.xml"
         if plan.quantize is None:
             write(model, weights, xml)
-            return
-        assert chain is not None
-        with tempfile.TemporaryDirectory(prefix=".float-", dir=folder) as temporary:
+        else:
+            assert chain is not None
+            self._quantize(plan.quantize, plan, chain, model, weights, xml)
+        _write_records(folder)
+
+    def _quantize(
+        self,
+        quantize: QuantizeInt8PtqPass,
+        plan: ComponentPlan,
+        chain: FloatChain,
+        model: ov.Model,
+        weights: dict[str, WeightBytes],
+        xml: Path,
+    ) -> None:
+        component = plan.component
+        with tempfile.TemporaryDirectory(prefix=".float-", dir=xml.parent) as temporary:
             source = Path(temporary) / xml.name
             write(model, weights, source)
             names = [port.name for port in component.inputs]
             samples = tuple(
-                {name: (path, name) for name in names} for path in sorted(chain.samples.iterdir())[: self.options.vision_samples]
+                {name: (path, name) for name in names}
+                for path in sorted(chain.samples.iterdir())[: self.options.vision_samples]
             )
-            in_child(plan.quantize.run, source, samples, xml)
+            with named_failure(quantize, component.name, after=[item.name for item in plan.passes[:-1]]):
+                in_child(quantize.run, source, samples, xml)
+
+
+_RECORDS = "records.json"
+
+
+def _write_records(folder: Path) -> None:
+    """Finish a component's folder: its files' records, and no way to change them by accident."""
+    records = []
+    for path in sorted(folder.iterdir()):
+        records.append(file_record(path, folder))
+        path.chmod(0o444)
+    write_atomically(folder / _RECORDS, json.dumps([record.model_dump() for record in records]))
+
+
+def _read_records(folder: Path) -> list[FileRecord]:
+    return [FileRecord(**record) for record in json.loads((folder / _RECORDS).read_text(encoding="utf-8"))]
 
 
 def _make_block(store: Store, key: str, item: BlockPass, component: str, source: BlockSource) -> str:
-    store.get_or_make(key, lambda output: run_block_pass(item, component, source, output))
+    with named_failure(item, component, source.block.name):
+        store.get_or_make(key, lambda output: item.run(source, output))
     return source.block.name
 
 
@@ -302,67 +363,3 @@ def _source_digest(describe: str) -> str:
     folder = Path(family_module(module.rpartition(".")[2]).__file__ or "").parent
     stem = module.rpartition(".")[2]
     return digest([path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{stem}*.py"))])
-
-
-def processor_files(folder: Path) -> list[Path]:
-    """Processor, tokenizer, chat template and generation config files of a checkpoint."""
-    names = {
-        "added_tokens.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "generation_config.json",
-        "merges.txt",
-        "preprocessor_config.json",
-        "processor_config.json",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "vocab.json",
-    }
-    return [path for path in sorted(folder.iterdir()) if path.name in names]
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    """Let a finished, read-only file stand in a second place, without its bytes if the file system can."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _describe(item: Built, output: Path) -> ComponentRecord:
-    import openvino as ov
-
-    component = item.plan.component
-    xml = output / f"{component.file_stem}.xml"
-    model = ov.Core().read_model(xml)
-    declared = {port.name: port for port in (*component.inputs, *component.outputs)}
-    state = [node.get_variable_id() for node in model.get_ordered_ops() if node.get_type_name() == "ReadValue"]
-    logits = item.plan.component.logits
-    last = logits and model.output("logits").partial_shape[1].is_static
-    return ComponentRecord(
-        name=component.name,
-        role=component.role,
-        format="openvino",
-        precision=item.plan.precision,
-        files=item.files,
-        inputs=[_port(port, declared) for port in model.inputs],
-        outputs=[_port(port, declared) for port in model.outputs],
-        state=sorted(state),
-        logits=None if not logits else "last" if last else "all",
-        weights=count_weights(xml),
-        passes=[str(step) for step in item.plan.passes],
-        fallbacks=list(item.plan.fallbacks),
-    )
-
-
-def _port(port: Any, declared: dict[str, Port]) -> Port:
-    """A graph's own port: dtype and static sizes from the graph, names of dynamic dims from the family."""
-    name = next((name for name in port.get_names() if name in declared), port.get_any_name())
-    dims = declared[name].shape if name in declared else [f"dim_{axis}" for axis in range(len(port.partial_shape))]
-    shape = [
-        size.get_length() if size.is_static else dim if isinstance(dim, str) else -1
-        for size, dim in zip(port.partial_shape, dims, strict=True)
-    ]
-    return Port(name=name, dtype=port.element_type.get_type_name(), shape=shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from manifests.errors import BadInputError
 from passes.base import BlockPass, GraphPass, Pass
@@ -145,7 +145,7 @@ def make_plan(
 
 
 def _passes(precision: str, options: Options) -> tuple[BlockPass | ExportOpenvinoPass, QuantizeInt8PtqPass | None]:
-    int4 = {
+    int4: dict[str, Any] = {
         "group_size": options.group_size,
         "symmetric": options.symmetric,
         "ratio": options.ratio,
@@ -163,7 +163,9 @@ def _passes(precision: str, options: Options) -> tuple[BlockPass | ExportOpenvin
         return CompressInt4AwqPass(**int4), None
     if precision == "int8-ptq":
         return ExportOpenvinoPass("f32"), QuantizeInt8PtqPass(options.smooth_quant_alpha)
-    raise BadInputError(f"precision {precision} is unknown: use {', '.join(dict.fromkeys(LLM_PRECISIONS + VISION_PRECISIONS))}")
+    raise BadInputError(
+        f"precision {precision} is unknown: use {', '.join(dict.fromkeys(LLM_PRECISIONS + VISION_PRECISIONS))}"
+    )
 
 
 def _weight_bits(

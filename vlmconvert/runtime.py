@@ -36,7 +36,9 @@ class Runner:
         self.family = family_module(self.manifest.family)
         self.config = _read_json(folder / "config.json")
         # A generation config may name several tokens that end an answer, the model's config only one.
-        generation = _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+        generation = (
+            _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+        )
         ends = generation.get("eos_token_id", self.config["text_config"]["eos_token_id"])
         self.ends = ends if isinstance(ends, list) else [ends]
         self._pad = generation.get("pad_token_id", self.ends[0])
@@ -91,13 +93,11 @@ class Runner:
 
     def generate(self, processed: dict[str, np.ndarray], max_new_tokens: int) -> Iterator[np.ndarray]:
         """Greedy decoding: yields tokens [batch] until every row has ended; rows that ended get their padding token."""
-        ended: np.ndarray | None = None
         logits = self.prefill(processed)
+        ended = np.zeros(logits.shape[0], bool)
         for position in range(max_new_tokens):
             tokens = logits[:, -1].argmax(axis=-1)
-            if ended is None:
-                ended = np.zeros(tokens.shape, bool)
-            tokens = np.where(ended, self._pad, tokens)
+            tokens[ended] = self._pad
             yield tokens
             ended |= np.isin(tokens, self.ends)
             if ended.all() or position == max_new_tokens - 1:

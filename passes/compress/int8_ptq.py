@@ -9,6 +9,7 @@ from calibration.activations import BlockInputs, read_activations
 from manifests.errors import BadInputError
 from passes.base import Pass
 from passes.compress.weights import quiet_nncf
+from passes.export.ir import number_names
 
 __all__ = ["QuantizeInt8PtqPass"]
 
@@ -46,3 +47,4 @@ class QuantizeInt8PtqPass(Pass):
                 ),
             )
         ov.save_model(quantized, output, compress_to_fp16=True)
+        number_names(output)

@@ -150,4 +150,3 @@ def _int8(model: ov.Model, source: BlockSource, symmetric: bool) -> ov.Model:
     mode = nncf.CompressWeightsMode.INT8_SYM if symmetric else nncf.CompressWeightsMode.INT8_ASYM
     with quiet_nncf():
         return nncf.compress_weights(model, mode=mode)
-

@@ -8,6 +8,7 @@ when the result is written, the inputs become constants again and their bytes ar
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     import numpy as np
     import openvino as ov
 
-__all__ = ["DECOMPRESSION", "WeightBytes", "count_weights", "detach", "write"]
+__all__ = ["DECOMPRESSION", "WeightBytes", "count_weights", "detach", "number_names", "write"]
 
 # Smaller constants (axes, shapes, scalars) stay in the graph, where transformations may need their values.
 _SMALL = 1024
 _ALIGNMENT = 64
 _CHUNK = 1 << 23
+_AUTOMATIC_NAME = re.compile(r"^((?:.*/)?[A-Z][A-Za-z0-9]*)_\d+$")
 # What the names of conversions from half precision end with.
 DECOMPRESSION = "/decompression"
 
@@ -105,11 +107,13 @@ def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> None:
         tree = ElementTree.parse(skeleton)
         small = skeleton.with_suffix(".bin").read_bytes()
     end = len(small)
-    copies = []
+    copies: list[tuple[WeightBytes, int]] = []
     for layer in tree.iterfind("layers/layer"):
         if layer.attrib["name"].endswith(DECOMPRESSION):
             # Tells a plugin to keep the weight in half precision instead of folding the conversion.
-            ElementTree.SubElement(ElementTree.SubElement(layer, "rt_info"), "attribute", name="decompression", version="0")
+            ElementTree.SubElement(
+                ElementTree.SubElement(layer, "rt_info"), "attribute", name="decompression", version="0"
+            )
         source = weights.get(layer.attrib["name"])
         if source is None or layer.attrib["type"] != "Parameter":
             continue
@@ -126,8 +130,25 @@ def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> None:
     with xml.with_suffix(".bin").open("wb") as stream, ThreadPoolExecutor() as threads:
         stream.truncate(end)
         os.pwrite(stream.fileno(), small, 0)
-        list(threads.map(lambda copy: _copy(*copy, stream.fileno()), copies))
+        list(threads.map(lambda item: _copy(item[0], item[1], stream.fileno()), copies))
+    _number_names(tree)
     tree.write(xml, xml_declaration=True, encoding="utf-8")
+
+
+def number_names(xml: Path) -> None:
+    """Give the automatic names of an IR (`Multiply_4711`) numbers that do not depend on what the process did before."""
+    tree = ElementTree.parse(xml)
+    _number_names(tree)
+    tree.write(xml, xml_declaration=True, encoding="utf-8")
+
+
+def _number_names(tree: ElementTree.ElementTree[Any]) -> None:
+    counts: dict[str, int] = {}
+    for layer in tree.iterfind("layers/layer"):
+        match = _AUTOMATIC_NAME.match(layer.attrib["name"])
+        if match is not None:
+            counts[match[1]] = counts.get(match[1], 0) + 1
+            layer.set("name", f"{match[1]}_{counts[match[1]]}")
 
 
 def _copy(source: WeightBytes, position: int, target: int) -> None:
@@ -155,7 +176,9 @@ def _convert(chunk: bytes, source: WeightBytes) -> np.ndarray:
     with np.errstate(over="ignore"):
         result = values.astype(_NUMPY[source.wanted])
     if source.wanted == "F16" and not np.isfinite(result).all():
-        raise ConversionError(f"a weight in {source.file.name} is beyond the range of float16: use fp32 instead of fp16")
+        raise ConversionError(
+            f"a weight in {source.file.name} is beyond the range of float16: use fp32 instead of fp16"
+        )
     return result
 
 

@@ -45,7 +45,9 @@ class MakeStatefulPass(GraphPass):
         beam_idx.output(0).set_names({"beam_idx"})
         model.add_parameters([beam_idx])
         zero = opset13.constant(np.int64(0))
-        batch = opset13.gather(opset13.shape_of(model.inputs[0], "i64"), opset13.constant(np.array([0], np.int64)), zero)
+        batch = opset13.gather(
+            opset13.shape_of(model.inputs[0], "i64"), opset13.constant(np.array([0], np.int64)), zero
+        )
         pairs = {}
         empty = {}
         for port in model.inputs:

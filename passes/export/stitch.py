@@ -70,7 +70,9 @@ class StitchPass(Pass):
                 values[block.outputs[port.name]] = result.input_value(0)
         order = [port.name for port in component.inputs if port.name in inputs] + list(component.state)
         if missing := inputs.keys() - set(order):
-            raise ConversionError(f"blocks of the {component.name} need {', '.join(sorted(missing))}, which nothing makes")
+            raise ConversionError(
+                f"blocks of the {component.name} need {', '.join(sorted(missing))}, which nothing makes"
+            )
         results = []
         for name in [port.name for port in component.outputs] + list(component.state.values()):
             result = opset13.result(values[name], name=name)

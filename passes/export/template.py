@@ -160,7 +160,9 @@ def _in_memory_names(config: PreTrainedConfig, tensor_names: Iterable[str]) -> d
     for name in tensor_names:
         target, _ = rename_source_key(name, renamings, [], model.base_model_prefix, expected)
         if target in names:
-            raise BadInputError(f"tensors {names[target]} and {name} are one and the same weight {target}: keep one of them")
+            raise BadInputError(
+                f"tensors {names[target]} and {name} are one and the same weight {target}: keep one of them"
+            )
         names[target] = name
     return names
 
@@ -200,7 +202,7 @@ def _trace(kind: Kind, config: dict[str, Any], output: Path) -> dict[str, list[i
     with torch.no_grad(), device:
         traced = torch.jit.trace(Traced(), arguments, check_trace=False)
         model = ov.convert_model(traced, example_input=arguments)
-    ports = [(name, shape) for name, shape in shapes.items()]
+    ports = list(shapes.items())
     ports += [(port.name, [-1 if isinstance(dim, str) else dim for dim in port.shape]) for port in kind.inputs]
     for parameter, (name, shape) in zip(model.get_parameters(), ports, strict=True):
         parameter.set_partial_shape(ov.PartialShape(shape))
@@ -213,4 +215,3 @@ def _trace(kind: Kind, config: dict[str, Any], output: Path) -> dict[str, list[i
     model.validate_nodes_and_infer_types()
     ov.save_model(model, output / f"{kind.name}.xml", compress_to_fp16=False)
     return shapes
-

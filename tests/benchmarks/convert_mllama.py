@@ -100,7 +100,17 @@ def whole_graph(folder: Path, output: Path, precision: str) -> None:
 def command(way: str, folder: Path, output: Path, precision: str) -> list[str]:
     """The command of one way: `whole`, or `ours-N` with N workers."""
     if way == "whole":
-        return [sys.executable, "-m", "tests.benchmarks.convert_mllama", "--peer", str(folder), "--output", str(output), "--precision", precision]
+        return [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.convert_mllama",
+            "--peer",
+            str(folder),
+            "--output",
+            str(output),
+            "--precision",
+            precision,
+        ]
     options = ["--llm", precision, "--vision", "fp16", "--no-validate", "--workers", way.removeprefix("ours-")]
     options += ["--samples", str(SAMPLES), "--sequence-length", str(TOKENS), "--store", str(output / "store")]
     return [sys.executable, "-m", "vlmconvert", "mllama", str(folder), *options, "-o", str(output / "artifact")]
@@ -112,7 +122,9 @@ def command(way: str, folder: Path, output: Path, precision: str) -> list[str]:
 @click.option("--layers", default="20", show_default=True, help="Depths, separated by commas.")
 @click.option("--ways", default="whole,ours-1,ours-2", show_default=True)
 @click.option("--runs", default=1, show_default=True, help="Runs of each way; the median is printed.")
-@click.option("--peer", type=click.Path(path_type=Path), help="Run the whole-graph way on this checkpoint, in this process.")
+@click.option(
+    "--peer", type=click.Path(path_type=Path), help="Run the whole-graph way on this checkpoint, in this process."
+)
 @click.option("--output", type=click.Path(path_type=Path))
 def main(work: Path, precision: str, layers: str, ways: str, runs: int, peer: Path | None, output: Path | None) -> None:
     """Compare the conversions."""
@@ -122,7 +134,9 @@ def main(work: Path, precision: str, layers: str, ways: str, runs: int, peer: Pa
     from tests.benchmarks.random_mllama import write_random_mllama
 
     memory = psutil.virtual_memory().total / 2**30
-    click.echo(f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {precision}, {SAMPLES} samples of {TOKENS} tokens")
+    click.echo(
+        f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {precision}, {SAMPLES} samples of {TOKENS} tokens"
+    )
     for depth in (int(part) for part in layers.split(",")):
         folder = work / f"mllama-{depth}"
         if not (folder / "model.safetensors.index.json").exists():

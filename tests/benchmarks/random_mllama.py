@@ -1,6 +1,6 @@
 """Write a random mllama checkpoint of any shape, shard by shard, without holding it in memory.
 
-    python -m tests.benchmarks.random_mllama build/random-1b --layers 20
+python -m tests.benchmarks.random_mllama build/random-1b --layers 20
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
 
+from vlmconvert.artifact import processor_files
 from vlmconvert.convert import demo_checkpoint
-from vlmconvert.pipeline import processor_files
 
 # In-memory prefix -> prefix on the hub.
 _ON_HUB = {

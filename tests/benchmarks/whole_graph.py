@@ -125,11 +125,16 @@ def language_model(model: Model) -> ov.Model:
         length = vision if index in text.cross_attention_layers else past
         examples += [torch.zeros(batch, text.num_key_value_heads, length, head_dim)] * 2
     with torch.no_grad():
-        converted = ov.convert_model(torch.jit.trace(whole, tuple(examples), check_trace=False), example_input=tuple(examples))
+        converted = ov.convert_model(
+            torch.jit.trace(whole, tuple(examples), check_trace=False), example_input=tuple(examples)
+        )
     for port, name, example in zip(converted.inputs, whole.input_names(), examples, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
-        shape = [-1 if axis == 0 or (axis >= example.ndim - 2 and example.ndim < 4) else size for axis, size in enumerate(example.shape)]
+        shape = [
+            -1 if axis == 0 or (axis >= example.ndim - 2 and example.ndim < 4) else size
+            for axis, size in enumerate(example.shape)
+        ]
         if example.ndim == 4:
             shape[2] = -1
             if name == "cross_attention_mask":

@@ -1,0 +1,1 @@
+"""The embedded demo checkpoints, and the scripts that train them."""

@@ -64,9 +64,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of `VOCAB_SIZE` tokens; as in Llama 3.2, the image token lies one past the vocabulary."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     # The splitting rule of Llama 3: contractions, words, up to three digits, punctuation, white space.
-    pattern = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
@@ -234,9 +232,7 @@ def exact_match(
     correct = 0
     for start in range(0, count, 50):
         scenes = [draw_scene(Split.TEST, index) for index in range(start, min(start + 50, count))]
-        images = [
-            Image.new("RGB", scene.image.size, (230, 230, 230)) if blank else scene.image for scene in scenes
-        ]
+        images = [Image.new("RGB", scene.image.size, (230, 230, 230)) if blank else scene.image for scene in scenes]
         turns = [[(scene.questions[0].text, scene.questions[0].answer)] for scene in scenes]
         batch = conversation_batch(processor, images, turns)
         labels = batch.pop("labels")[:, 1:]
@@ -259,7 +255,8 @@ def main(work: Path, output: Path, steps: int, batch_size: int, learning_rate: f
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = build_processor()
-    model = build_model(processor).to(device).train()
+    model = build_model(processor).train()
+    torch.nn.Module.to(model, device)  # transformers narrows the signature of `to`
     decay = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     no_decay = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     optimizer = torch.optim.AdamW(

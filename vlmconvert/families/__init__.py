@@ -26,6 +26,8 @@ def check_family(name: str, config: dict[str, object], where: str) -> None:
     if model_type == name:
         return
     mend = (
-        f"use vlmconvert {model_type}" if model_type in FAMILIES else f"vlmconvert converts {', '.join(FAMILIES)} models"
+        f"use vlmconvert {model_type}"
+        if model_type in FAMILIES
+        else f"vlmconvert converts {', '.join(FAMILIES)} models"
     )
     raise BadInputError(f"{where} is a {model_type} checkpoint, not {name}: {mend}")

@@ -17,7 +17,7 @@ from passes.split import Block, Component, Kind
 if TYPE_CHECKING:
     from passes.validate.protocol import Model
 
-__all__ = ["ARCHITECTURE", "PROCESSOR_FILES", "components", "inputs", "next_inputs", "reference"]
+__all__ = ["ARCHITECTURE", "PROCESSOR_FILES", "calibration_sizes", "components", "inputs", "next_inputs", "reference"]
 
 ARCHITECTURE = "MllamaForConditionalGeneration"
 # Alternatives in the order of preference; one of each must be there.
@@ -105,7 +105,11 @@ def _vision_encoder(config: dict[str, Any]) -> Component:
                 "layernorm_pre.weight",
                 "layernorm_pre.bias",
             ),
-            {"pixel_values": "pixel_values", "aspect_ratio_ids": "aspect_ratio_ids", "aspect_ratio_mask": "aspect_ratio_mask"},
+            {
+                "pixel_values": "pixel_values",
+                "aspect_ratio_ids": "aspect_ratio_ids",
+                "aspect_ratio_mask": "aspect_ratio_mask",
+            },
             {"hidden_states": "hidden_states", "attention_mask": "attention_mask"},
             role="embeddings",
         )
@@ -169,7 +173,10 @@ def _vision_encoder(config: dict[str, Any]) -> Component:
                 f"cross_attention.{index}",
                 "cross_attention_key_value",
                 parameters(
-                    f"model.language_model.layers.{index}.cross_attn.", "k_proj.weight", "v_proj.weight", "k_norm.weight"
+                    f"model.language_model.layers.{index}.cross_attn.",
+                    "k_proj.weight",
+                    "v_proj.weight",
+                    "k_norm.weight",
                 ),
                 {"cross_attention_states": "cross_attention_states", "aspect_ratio_ids": "aspect_ratio_ids"},
                 {part: f"cross_attn_key_values.{index}.{part}" for part in ("key", "value")},
@@ -344,6 +351,13 @@ def _padded_patches(vision: dict[str, Any]) -> int:
     """Patches of one tile with the class token, rounded up to a multiple of 8 as the model does."""
     patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
     return (patches + 7) // 8 * 8
+
+
+def calibration_sizes(config: dict[str, Any]) -> list[tuple[int, int]]:
+    """Image sizes that the processor cuts into one tile, two, and so on; quantization must have seen them all."""
+    vision = config["vision_config"]
+    size: int = vision["image_size"]
+    return [(size * count, size) for count in range(1, vision["max_num_tiles"] + 1)]
 
 
 def inputs(processed: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -45,7 +45,9 @@ class VisionEmbeddings(nn.Module):
         self.pre_tile_positional_embedding = modeling_mllama.MllamaPrecomputedAspectRatioEmbedding(config)
         self.layernorm_pre = nn.LayerNorm(config.hidden_size)
 
-    def forward(self, pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, pixel_values: Tensor, aspect_ratio_ids: Tensor, aspect_ratio_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
         config = self.config
         tiles, width = config.max_num_tiles, config.hidden_size
         pixels = pixel_values.reshape(-1, config.num_channels, config.image_size, config.image_size)
@@ -185,7 +187,12 @@ class CrossAttentionLayer(modeling_mllama.MllamaCrossAttentionDecoderLayer):
         del self.cross_attn.k_proj, self.cross_attn.v_proj, self.cross_attn.k_norm
 
     def forward(
-        self, hidden_states: Tensor, cross_attention_mask: Tensor, full_text_row_masked_out_mask: Tensor, key: Tensor, value: Tensor
+        self,
+        hidden_states: Tensor,
+        cross_attention_mask: Tensor,
+        full_text_row_masked_out_mask: Tensor,
+        key: Tensor,
+        value: Tensor,
     ) -> Tensor:
         return super().forward(
             hidden_states,

@@ -41,7 +41,9 @@ class Reference:
             for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
                 inputs.pop(name, None)
             for index in self.layers:
-                key, value = (torch.from_numpy(key_values[f"cross_attn_key_values.{index}.{part}"]) for part in ("key", "value"))
+                key, value = (
+                    torch.from_numpy(key_values[f"cross_attn_key_values.{index}.{part}"]) for part in ("key", "value")
+                )
                 cache.update(key, value, index)
         mask = inputs["attention_mask"]
         inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
@@ -50,7 +52,9 @@ class Reference:
             "past_key_values": cache,
             "attention_mask": mask,
             "position": inputs["position_ids"][:, -1:],
-            "cross_attention_mask": inputs["cross_attention_mask"][:, -1:] if "cross_attention_mask" in inputs else None,
+            "cross_attention_mask": inputs["cross_attention_mask"][:, -1:]
+            if "cross_attention_mask" in inputs
+            else None,
         }
         return logits.numpy()
 

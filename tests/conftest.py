@@ -1,0 +1,44 @@
+"""Shared fixtures: the demo checkpoint, and artifacts that several tests look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from vlmconvert.cli import main
+from vlmconvert.convert import demo_checkpoint
+
+
+def vlmconvert(*arguments: str | Path) -> Result:
+    """Run the command line in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def demo() -> Path:
+    """The embedded demo checkpoint."""
+    return demo_checkpoint("mllama")
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for the whole test run."""
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory, store: Path):
+    """Convert the demo with given options, once for each set of options."""
+    built: dict[tuple[str, ...], Path] = {}
+
+    def convert(*options: str) -> Path:
+        if options not in built:
+            output = tmp_path_factory.mktemp("artifact") / "out"
+            result = vlmconvert("mllama", *options, "-o", output, "--store", store, "--no-validate")
+            assert result.exit_code == 0, result.output
+            built[options] = output
+        return built[options]
+
+    return convert

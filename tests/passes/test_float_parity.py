@@ -1,0 +1,100 @@
+"""The float IR against the checkpoint in torch: prefill, decode, padding, text alone, two images."""
+
+import numpy as np
+import pytest
+
+from calibration.inputs import chat_text, load_processor
+from calibration.scenes import Split
+from calibration.sources import load_samples
+from vlmconvert.families.mllama_reference import Reference
+from vlmconvert.runtime import Runner
+
+# Share of the logits' range by which any logit may differ.
+TOLERANCE = 1e-3
+
+
+@pytest.fixture(scope="module")
+def reference(demo):
+    return Reference(demo)
+
+
+@pytest.fixture(scope="module")
+def processor(demo):
+    return load_processor(demo)
+
+
+@pytest.fixture(scope="module", params=["last", "all"])
+def runner(request, build):
+    return Runner(build("--llm", "fp32", "--vision", "fp32", "--logits", request.param))
+
+
+def process(processor, prompts, images):
+    texts = [chat_text(processor, ((prompt, None),), len(own)) for prompt, own in zip(prompts, images, strict=True)]
+    processed = processor(
+        images=images if any(images) else None,
+        text=texts,
+        return_tensors="np",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+    )
+    return {name: np.asarray(value) for name, value in processed.items()}
+
+
+def assert_close(expected, actual, valid=None):
+    actual, expected = actual[:, -1], expected[:, -1]
+    assert np.abs(actual - expected).max() <= TOLERANCE * np.ptp(expected)
+
+
+SCENES = [sample.image for sample in load_samples("scenes", 6, split=Split.TEST).samples]
+CASES = {
+    "prefill and decode": (["What colour is the circle?"], [[SCENES[0]]]),
+    "batch of two with padding": (["How many shapes are there?", "Is there a red ring?"], [[SCENES[1]], [SCENES[2]]]),
+    "text alone": (["How many shapes are there?"], [[]]),
+    "two images in one prompt": (["Describe the image."], [[SCENES[3], SCENES[4]]]),
+    "one and two images in one batch": (["Describe the image.", "Where is it?"], [[SCENES[5]], [SCENES[0], SCENES[1]]]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_the_checkpoint(runner, reference, processor, case):
+    processed = process(processor, *CASES[case])
+    expected = reference.prefill(processed)
+    assert_close(expected, runner.prefill(processed))
+    for _ in range(16):
+        tokens = expected[:, -1].argmax(axis=-1)
+        expected = reference.step(tokens)
+        assert_close(expected, runner.step(tokens))
+
+
+def test_all_logits_are_those_of_every_position(build, reference, processor):
+    runner = Runner(build("--llm", "fp32", "--vision", "fp32", "--logits", "all"))
+    processed = process(processor, *CASES["batch of two with padding"])
+    expected, actual = reference.prefill(processed), runner.prefill(processed)
+    assert actual.shape == expected.shape
+    valid = processed["attention_mask"] == 1
+    assert np.abs(actual - expected)[valid].max() <= TOLERANCE * np.ptp(expected)
+
+
+def test_keys_and_values_come_unrepeated(runner, reference, processor):
+    processed = process(processor, *CASES["two images in one prompt"])
+    reference.prefill(processed)
+    outputs = runner.encode_images(processed)
+    for name, expected in reference.key_values.items():
+        heads = reference.model.config.text_config.num_key_value_heads
+        assert outputs[name].shape == expected.shape
+        assert outputs[name].shape[1] == heads
+        np.testing.assert_allclose(outputs[name], expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_beam_idx_reorders_the_cache(runner, processor):
+    processed = process(processor, *CASES["batch of two with padding"])
+    tokens = runner.prefill(processed)[:, -1].argmax(axis=-1)
+    straight = runner.step(tokens)
+    runner.prefill(processed)
+    inputs = runner._inputs
+    inputs["beam_idx"] = np.array([1, 0], np.int32)
+    for name, value in inputs.items():
+        if name != "beam_idx":
+            inputs[name] = value[::-1].copy()
+    np.testing.assert_allclose(runner.step(tokens[::-1])[::-1], straight, atol=1e-4)

@@ -1,0 +1,260 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from manifests.io import read_manifest
+from tests.conftest import vlmconvert
+
+FLOAT = ("--llm", "fp16", "--vision", "fp16", "--no-validate")
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from vlmconvert.cli import main\n"
+        "try: main(['mllama', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'openvino', 'nncf', 'transformers', 'numpy', 'datasets', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Examples:" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("mllama",), ("run",)])
+def test_every_help_has_an_example(arguments):
+    result = vlmconvert(*arguments, "--help")
+    assert result.exit_code == 0
+    assert "vlmconvert run" in result.output or "vlmconvert mllama" in result.output
+
+
+def test_dry_run_stops_after_the_plan(store, tmp_path):
+    result = vlmconvert("mllama", "--dry-run", "-o", tmp_path / "out", "--store", store)
+    assert result.exit_code == 0, result.output
+    assert (
+        "compress-int4-awq{group_size=64,symmetric=false,ratio=1.0,all_layers=false,scale_estimation=true}"
+        in result.output
+    )
+    assert "quantize-int8-ptq{smooth_quant_alpha=0.6}" in result.output
+    assert "disk: about" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("./nowhere",), "no checkpoint folder and no hub id"),
+        (("--group-size", "48"), "use a power of two"),
+        (("--ratio", "1.5"), "not a share"),
+        (("--smooth-quant-alpha", "2"), "out of range"),
+        (("--samples", "0"), "--samples 0 is too small"),
+        (("--calibration", "./nowhere"), "is not a folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(options, message, store, tmp_path):
+    result = vlmconvert("mllama", *options, "-o", tmp_path / "out", "--store", store)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_refused_before_work(store, tmp_path, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(1, 1, 1000))
+    result = vlmconvert("mllama", *FLOAT, "-o", tmp_path / "out", "--store", store)
+    assert result.exit_code == 2
+    assert "GB free, and the plan needs about" in result.output
+
+
+def test_the_folder_is_complete_and_described(build):
+    folder = build("--llm", "fp16", "--vision", "fp16")
+    manifest = read_manifest(folder)
+    recorded = {record.path: record for component in manifest.components for record in component.files}
+    recorded |= {record.path: record for record in manifest.assets}
+    expected = {"manifest.json", "README.md", "run.json", *recorded}
+    assert {path.name for path in folder.iterdir()} == expected
+    assert {
+        "config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "processor_config.json",
+    } <= set(recorded)
+    from manifests.files import file_record
+
+    for record in recorded.values():
+        assert file_record(folder / record.path, folder) == record
+    language = manifest.components[1]
+    assert [port.name for port in language.inputs][:5] == [
+        "input_ids",
+        "attention_mask",
+        "position_ids",
+        "cross_attention_mask",
+        "full_text_row_masked_out_mask",
+    ]
+    assert len(language.state) == 8
+    assert language.logits == "last"
+    vision = manifest.components[0]
+    assert [port.name for port in vision.outputs][:3] == [
+        "cross_attention_states",
+        "cross_attn_key_values.1.key",
+        "cross_attn_key_values.1.value",
+    ]
+    card = (folder / "README.md").read_text()
+    assert "base_model: mllama" in card
+    assert "vlmconvert run" in card
+
+
+def test_a_different_result_is_not_overwritten_without_force(store, tmp_path):
+    output = tmp_path / "out"
+    first = vlmconvert("mllama", *FLOAT, "-o", output, "--store", store)
+    assert first.exit_code == 0, first.output
+    before = snapshot(output)
+    other = ("--llm", "int8", "--vision", "fp16", "--no-validate")
+    refused = vlmconvert("mllama", *other, "-o", output, "--store", store)
+    assert refused.exit_code == 2
+    assert "holds a different result" in refused.output
+    assert snapshot(output) == before
+    again = vlmconvert("mllama", *FLOAT, "-o", output, "--store", store)
+    assert again.exit_code == 0, again.output
+    assert {**snapshot(output), "run.json": b""} == {**before, "run.json": b""}
+    forced = vlmconvert("mllama", *other, "-o", output, "--store", store, "--force")
+    assert forced.exit_code == 0, forced.output
+    assert read_manifest(output).components[1].precision == "int8"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_foreign_folder_is_not_overwritten(store, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    result = vlmconvert("mllama", *FLOAT, "-o", tmp_path / "out", "--store", store)
+    assert result.exit_code == 2
+    assert "vlmconvert did not write it" in result.output
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_failed_run_leaves_what_was_there(store, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    assert vlmconvert("mllama", *FLOAT, "-o", output, "--store", store).exit_code == 0
+    before = snapshot(output)
+    from vlmconvert import convert
+
+    def broken(*_arguments: object) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(convert, "_write_model_card", broken)
+    result = vlmconvert(
+        "mllama", "--llm", "int8", "--vision", "fp16", "--no-validate", "-o", output, "--store", store, "--force"
+    )
+    assert result.exit_code == 3
+    assert "the disk is on fire" in result.output
+    assert snapshot(output) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_debug_shows_the_traceback(store, tmp_path):
+    result = vlmconvert("--debug", "mllama", "./nowhere", "-o", tmp_path / "out", "--store", store)
+    assert result.exit_code == 2
+    assert "Traceback" in result.output
+
+
+def test_equal_runs_give_equal_bytes_whatever_the_workers(tmp_path):
+    options = ("--llm", "int4-awq", "--vision", "int8-ptq", "--samples", "4", "--vision-samples", "8", "--no-validate")
+    folders = []
+    for workers in ("1", "2"):
+        output = tmp_path / workers / "out"
+        result = vlmconvert(
+            "mllama", *options, "--workers", workers, "-o", output, "--store", tmp_path / workers / "store"
+        )
+        assert result.exit_code == 0, result.output
+        folders.append({name: data for name, data in snapshot(output).items() if name != "run.json"})
+    assert folders[0].keys() == folders[1].keys()
+    assert [name for name in folders[0] if folders[0][name] != folders[1][name]] == []
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    store, output = tmp_path / "store", tmp_path / "out"
+    command = [sys.executable, "-m", "vlmconvert", "mllama", "--llm", "int4-awq", "--vision", "fp16", "--samples", "4"]
+    command += ["--no-validate", "--workers", "1", "--store", str(store), "-o", str(output)]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(store.glob("*/*/block.xml"))) < 4 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    kept = {path.parent.name for path in store.glob("*/*/block.xml")}
+    assert len(kept) >= 4
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    steps = next(
+        int(line.split(": ")[2].split()[0])
+        for line in result.stderr.splitlines()
+        if "int4-awq" in line and "steps" in line
+    )
+    assert steps == 11 - len(kept)
+    fresh = vlmconvert(*command[3:-4], "--store", tmp_path / "fresh", "-o", tmp_path / "other")
+    assert fresh.exit_code == 0, fresh.output
+    for name in ("openvino_language_model.bin", "openvino_language_model.xml"):
+        assert (output / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+def test_changing_the_vision_encoder_leaves_the_language_model_alone(store, tmp_path):
+    for vision in ("fp16", "int8"):
+        result = vlmconvert(
+            "mllama", "--llm", "int8", "--vision", vision, "--no-validate", "-o", tmp_path / vision, "--store", store
+        )
+        assert result.exit_code == 0, result.output
+    assert "language model: found in the store" in result.output
+    one, two = (
+        json.loads((tmp_path / vision / "manifest.json").read_text())["components"][1] for vision in ("fp16", "int8")
+    )
+    assert one == two
+
+
+def test_a_broken_limit_is_exit_1_and_in_the_manifest(store, tmp_path):
+    output = tmp_path / "out"
+    options = ("--llm", "int4", "--vision", "fp16", "--validation-samples", "25", "--max-kl", "1e-12")
+    result = vlmconvert("mllama", *options, "-o", output, "--store", store)
+    assert result.exit_code == 1, result.output
+    assert "check failed: kl of the artifact" in result.output
+    figures = read_manifest(output).validation
+    assert [item.passed for item in figures if item.metric == "kl" and item.component == "artifact"] == [False]
+
+
+def test_run_prints_the_answer(build, tmp_path):
+    from calibration.scenes import Split, draw_scene
+
+    folder = build("--llm", "fp16", "--vision", "fp16")
+    scene = draw_scene(Split.TEST, 0)
+    scene.image.save(tmp_path / "scene.png")
+    question = next(item for item in scene.questions if item.kind == "count")
+    result = vlmconvert("run", folder, "--image", tmp_path / "scene.png", "--prompt", question.text)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == question.answer
+    assert vlmconvert("run", folder, "--prompt", question.text).exit_code == 0
+
+
+def test_run_refuses_what_it_cannot_read(build, tmp_path):
+    missing = vlmconvert("run", tmp_path, "--prompt", "x")
+    assert missing.exit_code == 2
+    assert "holds no manifest.json" in missing.output
+    (tmp_path / "x.png").write_text("no image")
+    broken = vlmconvert(
+        "run", build("--llm", "fp16", "--vision", "fp16"), "--image", tmp_path / "x.png", "--prompt", "x"
+    )
+    assert broken.exit_code == 2
+    assert "cannot be read" in broken.output

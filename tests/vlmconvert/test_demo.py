@@ -1,0 +1,110 @@
+"""The embedded demo: it must be real, or the figures measured on it mean nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoProcessor, MllamaForConditionalGeneration
+
+from calibration.scenes import Split, draw_scene
+from manifests.io import read_manifest
+from tests.conftest import vlmconvert
+from vlmconvert.demo.train_mllama import exact_match
+
+QUESTIONS = 500
+
+
+@pytest.fixture(scope="module")
+def model(demo):
+    return MllamaForConditionalGeneration.from_pretrained(demo, dtype=torch.float32)
+
+
+def test_it_is_small(demo):
+    assert sum(path.stat().st_size for path in demo.iterdir()) <= 16_000_000
+
+
+def test_it_has_every_trait_of_the_large_one(demo, model):
+    config = json.loads((demo / "config.json").read_text())
+    text, vision = config["text_config"], config["vision_config"]
+    assert 0 < len(text["cross_attention_layers"]) < text["num_hidden_layers"]
+    assert 1 < text["num_key_value_heads"] < text["num_attention_heads"]
+    assert text["rope_parameters"]["rope_type"] == "llama3"
+    assert vision["max_num_tiles"] == 4
+    assert len(vision["supported_aspect_ratios"]) == 8
+    assert vision["num_hidden_layers"] > 0
+    assert vision["num_global_layers"] > 0
+    assert vision["intermediate_layers_indices"]
+    gates = {name: value for name, value in model.named_parameters() if value.numel() == 1}
+    assert len(gates) == 2 * len(text["cross_attention_layers"]) + 2 * vision["num_global_layers"] + 3
+    assert all(value.abs() > 0.02 for value in gates.values()), gates
+
+
+def test_it_answers_and_needs_the_image_to(demo, model):
+    processor = AutoProcessor.from_pretrained(demo, backend="pil")
+    seeing = exact_match(model, processor, QUESTIONS)
+    blind = exact_match(model, processor, QUESTIONS, blank=True)
+    print(f"exact match {seeing:.1%}, with the image blanked {blind:.1%}")
+    assert seeing >= 0.95
+    assert blind <= seeing / 2
+
+
+def test_teacher_forced_accuracy_is_that_of_generate(demo, model):
+    processor = AutoProcessor.from_pretrained(demo, backend="pil")
+    right = 0
+    for index in range(20):
+        scene = draw_scene(Split.TEST, index)
+        content = [{"type": "image"}, {"type": "text", "text": scene.questions[0].text}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        inputs = processor(images=scene.image, text=text, return_tensors="pt", add_special_tokens=False)
+        tokens = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        right += processor.decode(tokens, skip_special_tokens=True) == scene.questions[0].answer
+    assert right / 20 == exact_match(model, processor, 20)
+
+
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory, store):
+    """The default conversion and plain int4 beside it, both validated."""
+    folders = {}
+    for llm in ("int4-awq", "int4"):
+        folders[llm] = tmp_path_factory.mktemp(llm) / "out"
+        result = vlmconvert(
+            "mllama",
+            "--llm",
+            llm,
+            "--vision",
+            "int8-ptq",
+            "--validation-samples",
+            str(QUESTIONS),
+            "--store",
+            store,
+            "-o",
+            folders[llm],
+        )
+        assert result.exit_code == 0, result.output
+    return {llm: read_manifest(folder) for llm, folder in folders.items()}
+
+
+def figure(manifest, metric, component):
+    return next(item for item in manifest.validation if (item.metric, item.component) == (metric, component))
+
+
+def test_the_default_conversion_loses_at_most_a_point(validated):
+    accuracy = figure(validated["int4-awq"], "exact_match", "artifact")
+    print(f"checkpoint {accuracy.reference:.1%}, artifact {accuracy.value:.1%}")
+    assert accuracy.samples == QUESTIONS
+    assert accuracy.reference >= 0.95
+    assert accuracy.value >= accuracy.reference - 0.01
+
+
+def test_awq_is_closer_than_plain_int4(validated):
+    awq, plain = (figure(validated[llm], "kl", "language_model").value for llm in ("int4-awq", "int4"))
+    print(f"KL of the language model: int4-awq {awq:.3g}, int4 {plain:.3g}")
+    assert awq < plain
+
+
+def test_every_component_and_the_whole_are_measured(validated):
+    measured = {(item.metric, item.component) for item in validated["int4-awq"].validation}
+    for component in ("vision_encoder", "language_model", "artifact"):
+        assert {(metric, component) for metric in ("kl", "top1_agreement", "max_abs_logit_difference")} <= measured
