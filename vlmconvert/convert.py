@@ -90,6 +90,8 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     if request.dry_run:
         return None, True
     conversion.check_disk(output)
+    if request.validate:
+        _check_memory(conversion)
 
     built = conversion.build()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -223,6 +225,20 @@ def _check_output(output: Path, conversion: Conversion, force: bool) -> None:
         or existing.environment != library_versions()
     ):
         raise BadInputError(f"{output} holds a different result: {mend}")
+
+
+def _check_memory(conversion: Conversion) -> None:
+    """Refuse to start if the checkpoint, which validation compares with, will not fit in memory as float32."""
+    import psutil
+
+    checkpoint = conversion.checkpoint
+    needed = sum(4 * info.size for info in checkpoint.tensors.values()) + conversion.plan.size_after
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise BadInputError(
+            f"validation holds {checkpoint.model} in memory as float32, about {format_size(needed)}, and "
+            f"{format_size(free)} are free: convert with --no-validate, or on a larger machine"
+        )
 
 
 def _publish(staging: Path, output: Path, manifest: Manifest, force: bool, reporter: Reporter) -> None:

@@ -277,7 +277,9 @@ class Conversion:
                 failure.append(error)
 
         title = f"{component.name.replace('_', ' ')}: {plan.precision}"
-        parallel = Parallel(n_jobs=self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
+        parallel = Parallel(
+            n_jobs=self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs + 1"
+        )
         with self.reporter.stage(title, len(missing)) as step:
             for name in parallel(tasks()):
                 step(name)

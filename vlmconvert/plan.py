@@ -98,10 +98,15 @@ class Plan:
         return any(item.quantize is not None for item in self.components)
 
     @property
+    def size_after(self) -> int:
+        """Estimate of the bytes of the finished graphs."""
+        return sum(item.size_after for item in self.components)
+
+    @property
     def disk(self) -> int:
         """Estimate of the bytes that a run needs at its fullest: stored blocks or the stitched component, and the result."""
         largest = max(item.size_after * (4 if item.quantize else 1) for item in self.components)
-        return largest + sum(2 * item.size_after for item in self.components)
+        return largest + 2 * self.size_after
 
 
 def make_plan(

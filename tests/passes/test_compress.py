@@ -95,16 +95,17 @@ def test_streamed_codes_equal_those_of_the_whole_graph(both):
 def test_streamed_scales_equal_those_of_the_whole_graph(both):
     whole, _ = both
     near_ties = []
+    moved = total = 0
     for name in int4_names(whole):
         expected, actual = (nodes[f"{name}/scale"].data.astype(np.float32) for nodes in both)
         assert expected.shape == actual.shape
         difference = np.abs(actual / expected - 1)
         if difference.max() > 1e-3:
             near_ties.append(f"{name}: {(difference > 1e-3).sum()} of {difference.size} scales")
-            # A near-tie in NNCF's search over scales moves single groups, never a layer.
-            assert (difference > 1e-3).mean() < 0.02, name
+        moved, total = moved + int((difference > 1e-3).sum()), total + difference.size
     print("decided otherwise by a near-tie:", "; ".join(near_ties) or "none")
-    assert len(near_ties) <= 3
+    # A near-tie in NNCF's search over AWQ scales moves single groups, never a layer.
+    assert moved / total <= 1e-3, near_ties
 
 
 def test_awq_leaves_every_norm_as_it_was(build, demo):

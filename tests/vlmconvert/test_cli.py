@@ -78,6 +78,16 @@ def test_a_full_disk_is_refused_before_work(store, tmp_path, monkeypatch):
     assert "GB free, and the plan needs about" in result.output
 
 
+def test_a_checkpoint_too_large_to_validate_is_refused_before_work(store, tmp_path, monkeypatch):
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})())
+    result = vlmconvert("mllama", "--llm", "fp16", "--vision", "fp16", "-o", tmp_path / "out", "--store", store)
+    assert result.exit_code == 2
+    assert "convert with --no-validate" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_folder_is_complete_and_described(build):
     folder = build("--llm", "fp16", "--vision", "fp16")
     manifest = read_manifest(folder)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ SPECIAL_TOKENS = (
     "<|eot_id|>",
     "<|python_tag|>",
 )
+# How much more often a kind of question is kept, where not all are.
+_WEIGHTS = {"shape": 3, "exists": 2}
 CHAT_TEMPLATE = """{{- bos_token }}
 {%- for message in messages %}
 {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
@@ -165,15 +168,24 @@ def build_model(processor: MllamaProcessor) -> MllamaForConditionalGeneration:
     return model
 
 
-def training_batch(processor: MllamaProcessor, scenes: list[Scene], rng: random.Random) -> dict[str, torch.Tensor]:
-    """One conversation a scene, all its questions as turns in random order; labels on the answers only."""
+def training_batch(
+    processor: MllamaProcessor, scenes: list[Scene], most_turns: int, rng: random.Random
+) -> dict[str, torch.Tensor]:
+    """One conversation a scene, its questions as turns in random order; labels on the answers only.
+
+    Of more questions than `most_turns`, those that take longest to learn are kept more often.
+    """
     conversations = []
     for scene in scenes:
-        turns = [(question.text, question.answer) for question in scene.questions]
-        if rng.random() < 0.3:
-            turns.append((CAPTION_QUESTION, scene.caption))
-        rng.shuffle(turns)
-        conversations.append(turns)
+        turns = [(rng.random() ** (1 / _WEIGHTS.get(question.kind, 1)), question) for question in scene.questions]
+        kept = [question for _, question in sorted(turns, key=lambda turn: -turn[0])[:most_turns]]
+        pairs = [(question.text, question.answer) for question in kept]
+        if rng.random() < 0.3 and most_turns > len(pairs):
+            pairs.append((CAPTION_QUESTION, scene.caption))
+        elif rng.random() < 0.1:
+            pairs[-1] = (CAPTION_QUESTION, scene.caption)
+        rng.shuffle(pairs)
+        conversations.append(pairs)
     return conversation_batch(processor, [scene.image for scene in scenes], conversations)
 
 
@@ -242,17 +254,56 @@ def exact_match(
     return correct / count
 
 
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training.
+
+    Attributes:
+        until: the step after its last one.
+        batch_size, most_turns: scenes a step, and questions a scene.
+        learning_rate, horizon: a cosine that would end `horizon` steps after the phase's start.
+    """
+
+    until: int
+    batch_size: int
+    most_turns: int
+    learning_rate: float
+    horizon: int
+
+
+# Long conversations teach the language first; then many images, on which the vision encoder depends.
+PHASES = (Phase(3750, 24, 9, 1e-3, 5000), Phase(6950, 48, 2, 8e-4, 3200))
+# Colours, shapes and places are learnt from single shapes first, then told apart among several.
+_ITEMS = ((800, 1), (1500, 2))
+_WARMUP = 200
+
+
+def phase_of(step: int) -> tuple[Phase, int]:
+    """The phase of a step, and the phase's first step."""
+    first = 0
+    for phase in PHASES:
+        if step < phase.until:
+            return phase, first
+        first = phase.until
+    raise ValueError(f"step {step} is beyond the last phase")
+
+
+def learning_rate(step: int) -> float:
+    """Cosine decay in each phase to 2 % of its start, after a warm-up at the very beginning."""
+    phase, first = phase_of(min(step, PHASES[-1].until - 1))
+    decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - first) / phase.horizon))
+    return phase.learning_rate * decay * min(1.0, (step + 1) / _WARMUP)
+
+
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo-mllama"), show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), default=Path(__file__).parent / "mllama")
-@click.option("--steps", default=5000, show_default=True)
-@click.option("--batch-size", default=24, show_default=True)
-@click.option("--learning-rate", default=1e-3, show_default=True)
 @click.option("--seed", default=0, show_default=True)
-def main(work: Path, output: Path, steps: int, batch_size: int, learning_rate: float, seed: int) -> None:
+def main(work: Path, output: Path, seed: int) -> None:
     """Train the embedded demo mllama and write its Hugging Face folder."""
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
+    torch.set_flush_denormal(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     processor = build_processor()
     model = build_model(processor).train()
@@ -260,53 +311,45 @@ def main(work: Path, output: Path, steps: int, batch_size: int, learning_rate: f
     decay = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     no_decay = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.02}, {"params": no_decay, "weight_decay": 0.0}],
-        lr=learning_rate,
-        betas=(0.9, 0.98),
+        [{"params": decay, "weight_decay": 0.02}, {"params": no_decay, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
-    warmup = 200
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))),
-    )
+    steps = PHASES[-1].until
     state_file = work / "state.pt"
     first = 0
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
         first = state["step"]
         click.echo(f"going on from step {first}")
     average = 0.0
     for step in range(first, steps):
+        phase, _ = phase_of(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
         rng = random.Random((seed << 32) + step)
-        # Colours, shapes and places are learnt from single shapes first, then told apart among several.
-        most_items = 1 if step < 0.16 * steps else 2 if step < 0.3 * steps else 4
-        scenes = [draw_scene(Split.TRAIN, step * batch_size + number, seed, most_items) for number in range(batch_size)]
-        batch = {key: value.to(device) for key, value in training_batch(processor, scenes, rng).items()}
+        most_items = next((items for until, items in _ITEMS if step < until), 4)
+        scenes = [
+            draw_scene(Split.TRAIN, step * phase.batch_size + number, seed, most_items)
+            for number in range(phase.batch_size)
+        ]
+        batch = training_batch(processor, scenes, phase.most_turns, rng)
         # Right padding and labels on answers make an attention mask superfluous.
         batch.pop("attention_mask")
-        loss = model(**batch, use_cache=False).loss
+        loss = model(**{key: value.to(device) for key, value in batch.items()}, use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        scheduler.step()
         average = loss.item() if step == first else 0.98 * average + 0.02 * loss.item()
         if (step + 1) % 50 == 0:
             click.echo(f"step {step + 1}/{steps}  loss {average:.4f}")
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
-                "step": step + 1,
-            }
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save(state, work / "state.tmp")
             os.replace(work / "state.tmp", state_file)
             click.echo(f"step {step + 1}/{steps}  exact match {exact_match(model, processor, 200):.3f}")
-    model = model.to(torch.bfloat16)
+    torch.nn.Module.to(model, torch.bfloat16)
     model.save_pretrained(output)
     processor.save_pretrained(output)
     model = MllamaForConditionalGeneration.from_pretrained(output, dtype=torch.float32)
