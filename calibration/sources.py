@@ -51,6 +51,10 @@ class SampleSet:
         )
         return replace(self, samples=(*fitted, *self.samples[len(sizes) :]))
 
+    def first(self, count: int) -> SampleSet:
+        """The first `count` samples."""
+        return replace(self, samples=self.samples[:count])
+
     @property
     def digest(self) -> str:
         """SHA-256 over sizes, pixels and texts, in order."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from manifests.errors import BadInputError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Checkpoint", "TensorInfo", "fetch_checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "fetch_checkpoint", "open_checkpoint", "read_config"]
 
 _DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 _HEADER_LIMIT = 100_000_000  # the same limit as the safetensors library's
@@ -88,11 +89,16 @@ class Checkpoint:
         return "+".join(sorted({info.dtype for info in self.tensors.values()}))
 
 
-def fetch_checkpoint(model: str, revision: str | None = None, token: str | None = None) -> tuple[Path, str | None]:
+def fetch_checkpoint(
+    model: str,
+    revision: str | None = None,
+    token: str | None = None,
+    check: Callable[[Path], None] = lambda folder: None,
+) -> tuple[Path, str | None]:
     """The local folder of a checkpoint and, if it came from the hub, its commit.
 
     A path that exists is used as it is and nothing is fetched. A hub id is downloaded through huggingface_hub into its
-    usual cache: configuration first, so that a wrong model is refused before its weights are on the way.
+    usual cache: first everything but the weights, and `check` may refuse the model before they are on the way.
 
     Raises:
         BadInputError: if `model` is neither a folder nor a hub id that can be fetched.
@@ -111,9 +117,12 @@ def fetch_checkpoint(model: str, revision: str | None = None, token: str | None 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model"]
     try:
         folder = Path(snapshot_download(model, revision=revision, token=token, allow_patterns=patterns))
+        check(folder)
+        weights = [*patterns, "*.safetensors"]
+        folder = Path(snapshot_download(model, revision=folder.name, token=token, allow_patterns=weights))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInputError(
@@ -128,9 +137,7 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
     Raises:
         BadInputError: if the config or a weight file is missing, damaged, unsafe or of a kind that is not read.
     """
-    config = _read_json(folder / "config.json", "a Hugging Face checkpoint folder has one")
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise BadInputError(f"{folder / 'config.json'} names no model_type: give an unmodified checkpoint folder")
+    config = read_config(folder)
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "unknown")
         raise BadInputError(
@@ -151,6 +158,18 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
                 )
             tensors[name] = info
     return Checkpoint(model or folder.resolve().name, revision, folder, config, tensors)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json.
+
+    Raises:
+        BadInputError: if it is missing, damaged, or names no model type.
+    """
+    config = _read_json(folder / "config.json", "a Hugging Face checkpoint folder has one")
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise BadInputError(f"{folder / 'config.json'} names no model_type: give an unmodified checkpoint folder")
+    return config
 
 
 def _read_json(path: Path, why: str) -> Any:

@@ -14,7 +14,7 @@ from rich.table import Table
 __all__ = ["Reporter", "format_size"]
 
 _LOG_INTERVAL = 10.0  # seconds between two lines of one stage, without a terminal
-_LOG_WIDTH = 160  # columns of a table, without a terminal
+_LOG_WIDTH = 200  # columns of a table, without a terminal
 
 
 def format_size(size: float) -> str:

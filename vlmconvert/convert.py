@@ -19,7 +19,7 @@ from manifests.errors import BadInputError
 from manifests.files import file_record, write_atomically
 from manifests.io import MANIFEST_NAME, read_manifest, write_manifest
 from manifests.model import Calibration, Manifest, Source, Validation
-from passes.checkpoint import fetch_checkpoint, open_checkpoint
+from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
 from passes.store import Store, library_versions
 from passes.validate.accuracy import ValidateAccuracyPass
 from passes.validate.parity import ValidateParityPass
@@ -75,9 +75,13 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     start = time.monotonic()
     family = family_module(request.family)
     model = request.model or str(demo_checkpoint(request.family))
-    folder, revision = fetch_checkpoint(model, request.revision, request.token)
+
+    def check(folder: Path) -> None:
+        check_family(request.family, read_config(folder), model)
+
+    folder, revision = fetch_checkpoint(model, request.revision, request.token, check)
+    check(folder)
     checkpoint = open_checkpoint(folder, model if revision else None, revision)
-    check_family(request.family, checkpoint.config, str(folder))
     name = f"{Path(checkpoint.model).name}-openvino-{request.options.llm}-{request.options.vision}"
     output = request.output or Path(name)
     conversion = Conversion(
@@ -244,8 +248,12 @@ def _check_memory(conversion: Conversion) -> None:
 def _publish(staging: Path, output: Path, manifest: Manifest, force: bool, reporter: Reporter) -> None:
     """Give the finished folder its name; what stood there goes only after the new one is in place."""
     if output.exists() and any(output.iterdir()) and not force:
-        if read_manifest(output) == manifest:
-            reporter.log(f"{output} already holds this very result")
+        existing = read_manifest(output)
+        if existing.model_copy(update={"validation": manifest.validation}) == manifest:
+            reporter.log(f"{output} already holds this result")
+            if manifest.validation:
+                for name in (MANIFEST_NAME, "README.md"):
+                    (staging / name).replace(output / name)
             return
         raise BadInputError(
             f"{output} holds a different result: choose another folder with --output, or replace it with --force"
@@ -273,7 +281,7 @@ def _write_model_card(manifest: Manifest, folder: Path) -> None:
 def _plan_table(plan: Plan, dtype: str) -> Table:
     table = Table(title=f"Plan ({dtype} checkpoint)", title_justify="left")
     for column in ("component", "precision", "blocks", "passes"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("size before", "after (about)"):
         table.add_column(column, justify="right")
     for item in plan.components:

@@ -95,7 +95,7 @@ class Conversion:
             )
             self.source_files = list(records)
         self.identity = digest(
-            [record.model_dump() for record in self.source_files if not record.path.endswith((".jinja", ".txt"))],
+            [record.sha256 for record in self.source_files if record.path in {"config.json", *checkpoint.weight_files}],
             TEMPLATE_VERSION,
             library_versions(),
         )
@@ -170,9 +170,11 @@ class Conversion:
             options.vision_samples if self.plan.calibrates_vision else 1,
         )
         self.samples = load_samples(options.calibration, count, options.seed)
-        if self.plan.calibrates_vision and options.calibration != "scenes":
+        if options.calibration != "scenes":
             self.samples = self.samples.with_sizes(family_module(self.family).calibration_sizes(self.templates.config))
-        key = digest("inputs", 1, self.samples.digest, options.sequence_length, self.identity, self._processor_digest())
+        # Each component's results depend on its own samples only, so that changing one leaves the other alone.
+        settings = ("inputs", 1, options.sequence_length, self.identity, self._processor_digest())
+        key = digest(*settings, self.samples.digest)
         if key not in self.store:
             adapt = f"{FAMILIES[self.family]}:inputs"
             with self.reporter.stage(f"processing {len(self.samples.samples)} samples"):
@@ -195,7 +197,7 @@ class Conversion:
             self.components,
             self.identity,
             self.store.path(key),
-            digest(key, options.samples),
+            digest(*settings, self.samples.first(options.samples).digest),
             options.samples,
         )
 
@@ -212,7 +214,7 @@ class Conversion:
             keys,
             [str(item) for item in plan.passes],
             [item.version for item in plan.passes],
-            chain.samples_key if chain is not None and plan.quantize else None,
+            self.samples.first(self.options.vision_samples).digest if self.samples and plan.quantize else None,
         )
         title = component.name.replace("_", " ")
         files = self._stored(key)

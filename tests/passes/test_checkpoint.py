@@ -211,19 +211,36 @@ def test_fetch_takes_folders_and_refuses_what_is_neither(demo):
 def test_fetch_asks_the_hub_for_an_id(demo, monkeypatch):
     import huggingface_hub
 
-    asked = {}
+    asked = []
 
     def snapshot_download(model, **options):
-        asked.update(model=model, **options)
+        asked.append((model, options["revision"], options["token"], tuple(options["allow_patterns"])))
         return str(demo)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    folder, revision = fetch_checkpoint("org/name", "v1", "secret")
-    assert (folder, revision) == (demo, demo.name)
-    assert asked["model"] == "org/name"
-    assert (asked["revision"], asked["token"]) == ("v1", "secret")
-    assert "*.safetensors" in asked["allow_patterns"]
-    assert not any(pattern.endswith((".bin", ".py")) for pattern in asked["allow_patterns"])
+    assert fetch_checkpoint("org/name", "v1", "secret") == (demo, demo.name)
+    # First what a model can be refused by, then the weights of the very same commit.
+    (_, first, _, config_patterns), (_, second, _, weight_patterns) = asked
+    assert {(model, token) for model, _, token, _ in asked} == {("org/name", "secret")}
+    assert (first, second) == ("v1", demo.name)
+    assert "*.safetensors" not in config_patterns
+    assert "*.safetensors" in weight_patterns
+    assert not any(pattern.endswith((".bin", ".py")) for pattern in weight_patterns)
+
+
+def test_a_wrong_family_is_refused_before_its_weights_are_fetched(demo, monkeypatch):
+    import huggingface_hub
+
+    def snapshot_download(_model, **options):
+        assert "*.safetensors" not in options["allow_patterns"]
+        return str(demo)
+
+    def check(_folder):
+        raise BadInputError("not this one")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(BadInputError, match="not this one"):
+        fetch_checkpoint("org/name", check=check)
 
 
 def test_an_unreachable_hub_is_one_sentence(monkeypatch):

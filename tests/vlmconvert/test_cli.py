@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -223,16 +222,35 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
 
 
 def test_changing_the_vision_encoder_leaves_the_language_model_alone(store, tmp_path):
-    for vision in ("fp16", "int8"):
-        result = vlmconvert(
-            "mllama", "--llm", "int8", "--vision", vision, "--no-validate", "-o", tmp_path / vision, "--store", store
-        )
+    options = ("--llm", "int4-awq", "--samples", "4", "--vision-samples", "8", "--no-validate", "--store", store)
+    for vision in ("fp16", "int8-ptq"):
+        result = vlmconvert("mllama", *options, "--vision", vision, "-o", tmp_path / vision)
         assert result.exit_code == 0, result.output
     assert "language model: found in the store" in result.output
-    one, two = (
-        json.loads((tmp_path / vision / "manifest.json").read_text())["components"][1] for vision in ("fp16", "int8")
-    )
+    one, two = (read_manifest(tmp_path / vision).components[1] for vision in ("fp16", "int8-ptq"))
     assert one == two
+
+
+def test_a_damaged_store_is_noticed_and_made_again(tmp_path):
+    store = tmp_path / "store"
+    first = vlmconvert("mllama", *FLOAT, "-o", tmp_path / "first", "--store", store)
+    assert first.exit_code == 0, first.output
+    expected = (tmp_path / "first" / "openvino_language_model.bin").read_bytes()
+    stored = next(store.glob("*/*/openvino_language_model.bin"))
+    stored.unlink()
+    stored.write_bytes(expected[:-1] + b"?")
+    again = vlmconvert("mllama", *FLOAT, "-o", tmp_path / "again", "--store", store)
+    assert again.exit_code == 0, again.output
+    assert (tmp_path / "again" / "openvino_language_model.bin").read_bytes() == expected
+
+
+def test_validating_later_completes_the_manifest(store, tmp_path):
+    output = tmp_path / "out"
+    assert vlmconvert("mllama", *FLOAT, "-o", output, "--store", store).exit_code == 0
+    assert read_manifest(output).validation == []
+    later = vlmconvert("mllama", *FLOAT[:-1], "--validation-samples", "25", "-o", output, "--store", store)
+    assert later.exit_code == 0, later.output
+    assert len(read_manifest(output).validation) == 10
 
 
 def test_a_broken_limit_is_exit_1_and_in_the_manifest(store, tmp_path):
