@@ -92,6 +92,7 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
         reporter.say(line)
     _check_output(output, conversion, request.force)
     if request.dry_run:
+        conversion.helper.close()
         return None, True
     conversion.check_disk(output)
     if request.validate:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 import tempfile
 import time
@@ -37,19 +39,33 @@ from vlmconvert.plan import ComponentPlan, Options, Plan, make_plan
 
 if TYPE_CHECKING:
     import openvino as ov
+    from loky import ProcessPoolExecutor
 
-__all__ = ["Built", "Conversion", "in_child"]
+__all__ = ["Built", "Conversion", "Helper"]
 
 T = TypeVar("T")
 
 
-def in_child(function: Callable[..., T], *arguments: Any) -> T:
-    """Run a function in a process of its own, so that what it loads leaves memory with it."""
-    from loky import ProcessPoolExecutor  # unlike multiprocessing's, it does not import the caller's script again
+class Helper:
+    """A process for the work that needs torch and transformers, so that they leave memory when it is closed."""
 
-    with ProcessPoolExecutor(1) as pool:
-        result: T = pool.submit(function, *arguments).result()
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function in the helper process, which is started if it is not there."""
+        from loky import ProcessPoolExecutor  # unlike multiprocessing's, it does not import the caller's script again
+
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(1)
+        result: T = self._pool.submit(function, *arguments).result()
         return result
+
+    def close(self) -> None:
+        """End the process."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ class Conversion:
         self.store = store
         self.workers = workers
         self.reporter = reporter
+        self.helper = Helper()
         module = FAMILIES[family]
         self._check_processor(family_module(family).PROCESSOR_FILES)
         with ThreadPoolExecutor() as threads:
@@ -119,6 +136,7 @@ class Conversion:
     def build(self) -> list[Built]:
         """Make every component; what the store already has is taken from there."""
         chain = self._calibrate() if self.plan.calibrates_llm or self.plan.calibrates_vision else None
+        self.helper.close()
         built = [self._build_component(item, chain) for item in self.plan.components]
         if chain is not None:
             chain.clear()
@@ -160,7 +178,7 @@ class Conversion:
             return self.store.path(key)
         with self.reporter.stage("reading the architecture"):
             return self.store.get_or_make(
-                key, lambda output: in_child(prepare, folder, list(self.checkpoint.tensors), describe, output)
+                key, lambda output: self.helper.run(prepare, folder, list(self.checkpoint.tensors), describe, output)
             )
 
     def _calibrate(self) -> FloatChain:
@@ -180,7 +198,7 @@ class Conversion:
             with self.reporter.stage(f"processing {len(self.samples.samples)} samples"):
                 self.store.get_or_make(
                     key,
-                    lambda output: in_child(
+                    lambda output: self.helper.run(
                         write_inputs,
                         self.checkpoint.folder,
                         self.samples,
@@ -257,6 +275,8 @@ class Conversion:
 
         component = plan.component
         missing = [index for index, key in enumerate(keys) if key not in self.store]
+        # Embeddings and LM head first: they need no activations, and as the last one would keep a single worker busy.
+        missing.sort(key=lambda index: plan.needs_activations(component.blocks[index]))
         done = (
             {chain.number(component, block) for i, block in enumerate(component.blocks) if i not in missing}
             if chain
@@ -274,7 +294,9 @@ class Conversion:
                         assert chain is not None
                         activations = chain.inputs(chain.number(component, block))
                     source = BlockSource(self.checkpoint, self.templates, block, activations)
-                    yield delayed(_make_block)(self.store, keys[index], block_pass, component.name, source)
+                    yield delayed(_make_block)(
+                        self.store, keys[index], block_pass, component.name, source, self.workers
+                    )
             except BaseException as error:
                 failure.append(error)
 
@@ -332,7 +354,8 @@ class Conversion:
                 for path in sorted(chain.samples.iterdir())[: self.options.vision_samples]
             )
             with named_failure(quantize, component.name, after=[item.name for item in plan.passes[:-1]]):
-                in_child(quantize.run, source, samples, xml)
+                self.helper.run(quantize.run, source, samples, xml)
+            self.helper.close()
 
 
 _RECORDS = "records.json"
@@ -351,10 +374,21 @@ def _read_records(folder: Path) -> list[FileRecord]:
     return [FileRecord(**record) for record in json.loads((folder / _RECORDS).read_text(encoding="utf-8"))]
 
 
-def _make_block(store: Store, key: str, item: BlockPass, component: str, source: BlockSource) -> str:
+def _make_block(store: Store, key: str, item: BlockPass, component: str, source: BlockSource, workers: int) -> str:
+    _keep_to_own_cores(workers)
     with named_failure(item, component, source.block.name):
         store.get_or_make(key, lambda output: item.run(source, output))
     return source.block.name
+
+
+def _keep_to_own_cores(workers: int) -> None:
+    """Give a worker process its share of the cores: OpenVINO would start a thread for every core in each of them."""
+    process = multiprocessing.current_process()
+    cores = sorted(os.sched_getaffinity(0))
+    if process.name.startswith("LokyProcess-") and len(cores) > workers - 1 > 0 and not hasattr(process, "own_cores"):
+        share = int(process.name.rpartition("-")[2]) % workers
+        os.sched_setaffinity(0, cores[share::workers])
+        process.own_cores = True  # type: ignore[attr-defined]
 
 
 def _set_runtime_options(model: Any, precision: str) -> None:
