@@ -99,7 +99,7 @@ def _family_command(family: str) -> click.Command:
         "--ratio",
         default=1.0,
         show_default=True,
-        help="int4: share of each block's weights in 4 bit, the rest in 8 bit.",
+        help="int4: most of each block's weights that go to 4 bit; the rest is 8 bit.",
     )
     @click.option("--all-layers", is_flag=True, help="int4: embeddings and LM head in 4 bit too.")
     @click.option("--samples", default=64, show_default=True, help="int4-awq: calibration samples.")

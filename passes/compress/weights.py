@@ -69,7 +69,7 @@ class CompressInt4Pass(BlockPass):
     Attributes:
         group_size: input channels that share a scale; -1 for whole rows.
         symmetric: without zero points.
-        ratio: share of a block's weights in 4 bit, the rest in 8 bit; NNCF chooses the layers.
+        ratio: greatest share of a block's weights in 4 bit, the rest in 8 bit; NNCF takes the least sensitive layers first.
         all_layers: embeddings and LM head in 4 bit too.
     """
 

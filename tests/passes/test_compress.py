@@ -165,7 +165,7 @@ def test_symmetric_int4_has_no_zero_points(build):
     assert str(ov.Type.u4) not in types
 
 
-def test_ratio_leaves_a_share_in_8_bit(build):
+def test_ratio_is_an_upper_limit_in_every_block(build):
     from manifests.io import read_manifest
 
     weights = (
@@ -174,7 +174,8 @@ def test_ratio_leaves_a_share_in_8_bit(build):
         .weights
     )
     body = sum(weights.values()) - 520 * 128 - 512 * 128
-    assert 0.3 <= weights["int4"] / body <= 0.55
+    # NNCF takes whole layers, the least sensitive first, as long as the share stays below the ratio.
+    assert 0.2 <= weights["int4"] / body <= 0.5
 
 
 @pytest.mark.parametrize(

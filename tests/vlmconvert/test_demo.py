@@ -65,25 +65,12 @@ def test_teacher_forced_accuracy_is_that_of_generate(demo, model):
 
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory, store):
-    """The default conversion and plain int4 beside it, both validated."""
-    folders = {}
-    for llm in ("int4-awq", "int4"):
-        folders[llm] = tmp_path_factory.mktemp(llm) / "out"
-        result = vlmconvert(
-            "mllama",
-            "--llm",
-            llm,
-            "--vision",
-            "int8-ptq",
-            "--validation-samples",
-            str(QUESTIONS),
-            "--store",
-            store,
-            "-o",
-            folders[llm],
-        )
-        assert result.exit_code == 0, result.output
-    return {llm: read_manifest(folder) for llm, folder in folders.items()}
+    """The manifest of the default conversion, validated on all questions."""
+    output = tmp_path_factory.mktemp("validated") / "out"
+    options = ("--llm", "int4-awq", "--vision", "int8-ptq", "--validation-samples", str(QUESTIONS))
+    result = vlmconvert("mllama", *options, "--store", store, "-o", output)
+    assert result.exit_code == 0, result.output
+    return read_manifest(output)
 
 
 def figure(manifest, metric, component):
@@ -91,20 +78,14 @@ def figure(manifest, metric, component):
 
 
 def test_the_default_conversion_loses_at_most_a_point(validated):
-    accuracy = figure(validated["int4-awq"], "exact_match", "artifact")
+    accuracy = figure(validated, "exact_match", "artifact")
     print(f"checkpoint {accuracy.reference:.1%}, artifact {accuracy.value:.1%}")
     assert accuracy.samples == QUESTIONS
     assert accuracy.reference >= 0.95
     assert accuracy.value >= accuracy.reference - 0.01
 
 
-def test_awq_is_closer_than_plain_int4(validated):
-    awq, plain = (figure(validated[llm], "kl", "language_model").value for llm in ("int4-awq", "int4"))
-    print(f"KL of the language model: int4-awq {awq:.3g}, int4 {plain:.3g}")
-    assert awq < plain
-
-
 def test_every_component_and_the_whole_are_measured(validated):
-    measured = {(item.metric, item.component) for item in validated["int4-awq"].validation}
+    measured = {(item.metric, item.component) for item in validated.validation}
     for component in ("vision_encoder", "language_model", "artifact"):
         assert {(metric, component) for metric in ("kl", "top1_agreement", "max_abs_logit_difference")} <= measured
