@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.convert_mllama                     the int4-awq rows
     python -m tests.benchmarks.convert_mllama --precision fp16    the rows without compression
-    python -m tests.benchmarks.convert_mllama --ways ours-1 --layers 20,40
+    python -m tests.benchmarks.convert_mllama --ways ours-2 --layers 20,40
 
 Every conversion runs alone in a fresh process tree, with an empty store. Peak memory is the largest sum of the resident
 memory of all processes of the tree, sampled 20 times a second; memory that processes share counts once for each.
