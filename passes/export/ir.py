@@ -7,17 +7,22 @@ when the result is written, the inputs become constants again and their bytes ar
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from itertools import chain, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from manifests.errors import ConversionError
+from manifests.model import FileRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +33,10 @@ __all__ = ["DECOMPRESSION", "WeightBytes", "count_weights", "detach", "number_na
 # Smaller constants (axes, shapes, scalars) stay in the graph, where transformations may need their values.
 _SMALL = 1024
 _ALIGNMENT = 64
-_CHUNK = 1 << 23
+# Small enough for a chunk to stay in a core's cache from reading to hashing.
+_CHUNK = 1 << 18
+# Chunks that wait to be hashed.
+_AHEAD = 4
 _AUTOMATIC_NAME = re.compile(r"^((?:.*/)?[A-Z][A-Za-z0-9]*)_\d+$")
 # What the names of conversions from half precision end with.
 DECOMPRESSION = "/decompression"
@@ -94,10 +102,13 @@ def detach(xml: Path, rename: Callable[[str], str]) -> tuple[ov.Model, dict[str,
     return model, weights
 
 
-def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> None:
+def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> FileRecord:
     """Write a graph with detached constants as an ordinary IR.
 
     Memory use does not depend on the size of the weights.
+
+    Returns:
+        The record of the .bin, hashed while it is written.
     """
     import openvino as ov
 
@@ -127,12 +138,10 @@ def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> None:
         data.set("size", str(source.final_size))
     if len(copies) != len(weights):
         raise ConversionError(f"{len(weights) - len(copies)} weights got lost while {xml.name} was put together")
-    with xml.with_suffix(".bin").open("wb") as stream, ThreadPoolExecutor() as threads:
-        stream.truncate(end)
-        os.pwrite(stream.fileno(), small, 0)
-        list(threads.map(lambda item: _copy(item[0], item[1], stream.fileno()), copies))
+    record = _write_bytes(xml.with_suffix(".bin"), small, copies, end)
     _number_names(tree)
     tree.write(xml, xml_declaration=True, encoding="utf-8")
+    return record
 
 
 def number_names(xml: Path) -> None:
@@ -151,35 +160,70 @@ def _number_names(tree: ElementTree.ElementTree[Any]) -> None:
             layer.set("name", f"{match[1]}_{counts[match[1]]}")
 
 
-def _copy(source: WeightBytes, position: int, target: int) -> None:
-    """Copy one constant to `position` of the open file `target`, chunk by chunk."""
-    left = source.size
-    with source.file.open("rb") as file:
-        file.seek(source.offset)
-        while left:
-            chunk: Any = file.read(min(_CHUNK, left))
-            if not chunk:
-                raise ConversionError(f"{source.file} is shorter than its graph says")
-            left -= len(chunk)
-            if source.stored != source.wanted:
-                chunk = _convert(chunk, source)
-            position += os.pwrite(target, chunk, position)
+def _write_bytes(path: Path, small: bytes, copies: list[tuple[WeightBytes, int]], size: int) -> FileRecord:
+    """Write `small` and every constant at its place, while another thread hashes what was written."""
+    checksum = hashlib.sha256()
+    with path.open("wb") as stream, ThreadPoolExecutor(1) as thread:
+        os.posix_fallocate(stream.fileno(), 0, size)  # makes writing several times faster, and a full disk fails here
+        hashed: deque[Future[None]] = deque()
+        for data in chain([small], _chunks(copies, len(small))):
+            if len(hashed) == _AHEAD:
+                hashed.popleft().result()
+            hashed.append(thread.submit(checksum.update, data))
+            stream.write(data)
+    return FileRecord(path=path.name, size=size, sha256=checksum.hexdigest())
 
 
-def _convert(chunk: bytes, source: WeightBytes) -> np.ndarray:
+def _chunks(copies: list[tuple[WeightBytes, int]], position: int) -> Iterator[bytes | np.ndarray]:
+    """The bytes of the constants one after the other, with the gaps between their places filled.
+
+    A chunk is overwritten when `_AHEAD` + 1 others have followed it: fresh memory for each would take longer than the rest.
+    """
     import numpy as np
 
-    values = np.frombuffer(chunk, _NUMPY[source.stored])
+    raw = np.empty(_CHUNK, np.uint8)
+    buffers = cycle([np.empty(2 * _CHUNK, np.uint8) for _ in range(_AHEAD + 2)])
+    for source, place in copies:
+        yield bytes(place - position)
+        position = place + source.final_size
+        with source.file.open("rb", buffering=0) as file:
+            file.seek(source.offset)
+            for first in range(0, source.size, _CHUNK):
+                buffer = next(buffers)
+                chunk = (buffer if source.stored == source.wanted else raw)[: min(_CHUNK, source.size - first)]
+                if file.readinto(chunk) != chunk.size:  # type: ignore[arg-type]
+                    raise ConversionError(f"{source.file} is shorter than its graph says")
+                yield chunk if source.stored == source.wanted else _convert(chunk, source, buffer)
+
+
+def _convert(chunk: np.ndarray, source: WeightBytes, buffer: np.ndarray) -> np.ndarray:
+    """The values of a chunk in the wanted dtype, at the start of `buffer`."""
+    import numpy as np
+
+    values = chunk.view(_NUMPY[source.stored])
+    result = buffer.view(_NUMPY[source.wanted])[: values.size]
     if source.stored == "BF16":
-        # bfloat16 is the upper half of a float32.
-        values = np.left_shift(values, 16, dtype=np.uint32).view("<f4")
-    with np.errstate(over="ignore"):
-        result = values.astype(_NUMPY[source.wanted])
-    if source.wanted == "F16" and not np.isfinite(result).all():
+        np.take(_of_bfloat16(_NUMPY[source.wanted]), values, out=result, mode="clip")
+    else:
+        with np.errstate(over="ignore"):
+            np.copyto(result, values, casting="unsafe")
+    # Infinity and NaN have all bits of the exponent set; on the bits, the check takes no time beside the conversion.
+    if source.wanted == "F16" and np.bitwise_and(result.view(np.uint16), 0x7FFF).max() >= 0x7C00:
         raise ConversionError(
             f"a weight in {source.file.name} is beyond the range of float16: use fp32 instead of fp16"
         )
     return result
+
+
+@cache
+def _of_bfloat16(dtype: str) -> np.ndarray:
+    """What each of the 65536 values of bfloat16 is in another dtype; to look them up is faster than to convert in numpy."""
+    import numpy as np
+
+    # bfloat16 is the upper half of a float32.
+    values = np.left_shift(np.arange(1 << 16, dtype=np.uint16), 16, dtype=np.uint32).view("<f4")
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)
 
 
 _WEIGHT_DTYPES = {"u4": "int4", "i4": "int4", "u8": "int8", "i8": "int8", "f16": "f16", "bf16": "bf16", "f32": "f32"}
