@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import multiprocessing
 import os
@@ -101,8 +102,10 @@ class Conversion:
         self.helper = Helper()
         module = FAMILIES[family]
         self._check_processor(family_module(family).PROCESSOR_FILES)
-        with ThreadPoolExecutor() as threads:
-            # The weights' hashes name the results in the store; they are made while the blocks are traced.
+        with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) - 1)) as threads:
+            # The weights' hashes name the results in the store. They are made, and what this process needs next is imported,
+            # while the helper traces the blocks with a core to itself.
+            threads.submit(importlib.import_module, "openvino")
             records = threads.map(
                 lambda name: file_record(checkpoint.folder / name, checkpoint.folder), self._source_names()
             )

@@ -174,7 +174,7 @@ def _write_bytes(path: Path, small: bytes, copies: list[tuple[WeightBytes, int]]
     return FileRecord(path=path.name, size=size, sha256=checksum.hexdigest())
 
 
-def _chunks(copies: list[tuple[WeightBytes, int]], position: int) -> Iterator[bytes | np.ndarray]:
+def _chunks(copies: list[tuple[WeightBytes, int]], position: int) -> Iterator[bytes | memoryview]:
     """The bytes of the constants one after the other, with the gaps between their places filled.
 
     A chunk is overwritten when `_AHEAD` + 1 others have followed it: fresh memory for each would take longer than the rest.
@@ -193,7 +193,7 @@ def _chunks(copies: list[tuple[WeightBytes, int]], position: int) -> Iterator[by
                 chunk = (buffer if source.stored == source.wanted else raw)[: min(_CHUNK, source.size - first)]
                 if file.readinto(chunk) != chunk.size:  # type: ignore[arg-type]
                     raise ConversionError(f"{source.file} is shorter than its graph says")
-                yield chunk if source.stored == source.wanted else _convert(chunk, source, buffer)
+                yield (chunk if source.stored == source.wanted else _convert(chunk, source, buffer)).data
 
 
 def _convert(chunk: np.ndarray, source: WeightBytes, buffer: np.ndarray) -> np.ndarray:
