@@ -33,6 +33,7 @@ _REGISTRY = {
     "stitch": "passes.export.stitch:StitchPass",
     "make-stateful": "passes.export.make_stateful:MakeStatefulPass",
     "slice-lm-head": "passes.export.slice_lm_head:SliceLmHeadPass",
+    "measure-sensitivity": "passes.compress.sensitivity:MeasureSensitivityPass",
     "compress-int8": "passes.compress.weights:CompressInt8Pass",
     "compress-int4": "passes.compress.weights:CompressInt4Pass",
     "compress-int4-awq": "passes.compress.weights:CompressInt4AwqPass",
@@ -71,6 +72,10 @@ class Pass:
                 raise BadInputError(f"pass {cls.name} has no option {key}: its options are {known}")
             values[key] = _parse_value(cls.name, key, text, str(fields[key].type))
         return cls(**values)
+
+    def needs_activations(self, role: str) -> bool:
+        """Whether a block of this role is to be given the activations that reach it."""
+        return False
 
 
 class BlockPass(Pass, ABC):

@@ -99,9 +99,15 @@ def _family_command(family: str) -> click.Command:
         "--ratio",
         default=1.0,
         show_default=True,
-        help="int4: most of each block's weights that go to 4 bit; the rest is 8 bit.",
+        help="int4: most of the weights that go to 4 bit, the least sensitive layers first; the rest is 8 bit.",
     )
     @click.option("--all-layers", is_flag=True, help="int4: embeddings and LM head in 4 bit too.")
+    @click.option(
+        "--scale-estimation/--no-scale-estimation",
+        default=True,
+        show_default=True,
+        help="int4-awq: scales that make the layers' outputs exact, not the weights.",
+    )
     @click.option("--samples", default=64, show_default=True, help="int4-awq: calibration samples.")
     @click.option(
         "--sequence-length", default=0, show_default=True, help="int4-awq: most tokens of a sample, 0 for all."

@@ -174,18 +174,16 @@ def _validate(request: Request, conversion: Conversion, staging: Path, reporter:
         processor = load_processor(staging)
         reference = family_module(request.family).reference(conversion.checkpoint.folder)
         artifact = Runner(staging)
-    batches = _batches(processor, request.validation_samples)
+    batches = list(_batches(processor, request.validation_samples))
 
     def decode(tokens: Any) -> list[str]:
         texts: list[str] = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
-    batch_list = list(batches)
-    parity_batches = batch_list[: max(1, len(batch_list) // 4)]
-    with reporter.stage("validating: parity", len(parity_batches)) as step:
-        figures = ValidateParityPass(request.max_kl)(reference, artifact, parity_batches, artifact.ends, step)
-    with reporter.stage("validating: accuracy", len(batch_list)) as step:
-        figures += ValidateAccuracyPass(request.max_drop)(reference, artifact, batch_list, artifact.ends, decode, step)
+    with reporter.stage("validating: parity", len(batches)) as step:
+        figures = ValidateParityPass(request.max_kl)(reference, artifact, batches, artifact.ends, step)
+    with reporter.stage("validating: accuracy", len(batches)) as step:
+        figures += ValidateAccuracyPass(request.max_drop)(reference, artifact, batches, artifact.ends, decode, step)
     return figures
 
 

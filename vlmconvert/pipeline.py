@@ -23,10 +23,12 @@ from manifests.errors import BadInputError
 from manifests.files import file_record, write_atomically
 from manifests.model import Component as ComponentRecord
 from manifests.model import FileRecord
-from passes.base import BlockPass, PassManager, named_failure
+from passes.base import BlockPass, Pass, PassManager, named_failure
 from passes.chain import FloatChain
 from passes.checkpoint import Checkpoint
 from passes.compress.int8_ptq import QuantizeInt8PtqPass
+from passes.compress.sensitivity import layers_in_8_bit, read_scores
+from passes.compress.weights import CompressInt4Pass
 from passes.export.ir import WeightBytes, detach, write
 from passes.export.openvino import BLOCK_FILE, ExportOpenvinoPass
 from passes.export.stitch import StitchPass, block_names
@@ -230,7 +232,10 @@ class Conversion:
     def _build_component(self, plan: ComponentPlan, chain: FloatChain | None) -> Built:
         start = time.monotonic()
         component = plan.component
-        keys = [self._block_key(plan, index, chain) for index in range(len(component.blocks))]
+        in_8_bit = self._in_8_bit(plan, chain)
+        keys = [
+            self._block_key(plan, plan.block_pass, index, chain, in_8_bit) for index in range(len(component.blocks))
+        ]
         key = digest(
             "component",
             1,
@@ -245,7 +250,7 @@ class Conversion:
             self.reporter.log(f"{title}: found in the store")
         else:
             if isinstance(plan.block_pass, BlockPass):
-                self._make_blocks(plan, plan.block_pass, keys, chain)
+                self._make_blocks(plan, plan.block_pass, dict(enumerate(keys)), chain, in_8_bit)
             with self.reporter.stage(f"{title}: putting it together"):
                 self.store.get_or_make(key, lambda folder: self._assemble(plan, keys, chain, folder))
             files = _read_records(self.store.path(key))
@@ -264,57 +269,78 @@ class Conversion:
             return None
         return files
 
-    def _block_key(self, plan: ComponentPlan, index: int, chain: FloatChain | None) -> str:
+    def _in_8_bit(self, plan: ComponentPlan, chain: FloatChain | None) -> frozenset[str]:
+        """The tensors that stay in 8 bit because the plan lets only a share go to 4 bit."""
+        if plan.sensitivity is None or not isinstance(plan.block_pass, CompressInt4Pass):
+            return frozenset()
+        keys = {index: self._block_key(plan, plan.sensitivity, index, chain) for index in plan.ranked}
+        self._make_blocks(plan, plan.sensitivity, keys, chain)
+        scores = [score for key in keys.values() for score in read_scores(self.store.path(key))]
+        return layers_in_8_bit(scores, plan.block_pass.ratio)
+
+    def _block_key(
+        self,
+        plan: ComponentPlan,
+        block_pass: Pass,
+        index: int,
+        chain: FloatChain | None,
+        in_8_bit: frozenset[str] = frozenset(),
+    ) -> str:
         block = plan.component.blocks[index]
         inputs = None
-        if plan.needs_activations(block):
+        if block_pass.needs_activations(block.role):
             assert chain is not None
             inputs = chain.inputs_key(chain.number(plan.component, block))
-        parts = (block.kind, block.tensors, block.role, inputs)
-        return digest("block", str(plan.block_pass), plan.block_pass.version, self.identity, *parts)
+        parts = (block.kind, block.tensors, block.role, inputs, sorted(in_8_bit & set(block.tensors.values())))
+        return digest("block", str(block_pass), block_pass.version, self.identity, *parts)
 
     def _make_blocks(
-        self, plan: ComponentPlan, block_pass: BlockPass, keys: list[str], chain: FloatChain | None
+        self,
+        plan: ComponentPlan,
+        block_pass: BlockPass,
+        keys: dict[int, str],
+        chain: FloatChain | None,
+        in_8_bit: frozenset[str] = frozenset(),
     ) -> None:
         from joblib import Parallel, delayed
 
-        component = plan.component
-        missing = [index for index, key in enumerate(keys) if key not in self.store]
+        blocks = plan.component.blocks
+        missing = [index for index, key in keys.items() if key not in self.store]
         # Embeddings and LM head first: they need no activations, and as the last one would keep a single worker busy.
-        missing.sort(key=lambda index: plan.needs_activations(component.blocks[index]))
-        done = (
-            {chain.number(component, block) for i, block in enumerate(component.blocks) if i not in missing}
-            if chain
-            else set()
-        )
+        missing.sort(key=lambda index: block_pass.needs_activations(blocks[index].role))
         failure: list[BaseException] = []
 
         def tasks() -> Iterator[Any]:
             # Runs in joblib's dispatching thread, which would swallow an exception.
             try:
                 for index in missing:
-                    block = component.blocks[index]
+                    block = blocks[index]
                     activations: tuple[BlockInputs, ...] = ()
-                    if plan.needs_activations(block):
+                    if block_pass.needs_activations(block.role):
                         assert chain is not None
-                        activations = chain.inputs(chain.number(component, block))
-                    source = BlockSource(self.checkpoint, self.templates, block, activations)
+                        activations = chain.inputs(chain.number(plan.component, block))
+                    of_block = in_8_bit & set(block.tensors.values())
+                    source = BlockSource(self.checkpoint, self.templates, block, activations, of_block)
                     yield delayed(_make_block)(
-                        self.store, keys[index], block_pass, component.name, source, self.workers
+                        self.store, keys[index], block_pass, plan.component.name, source, self.workers
                     )
             except BaseException as error:
                 failure.append(error)
 
-        title = f"{component.name.replace('_', ' ')}: {plan.precision}"
+        what = plan.precision if block_pass is plan.block_pass else "sensitivity"
+        title = f"{plan.component.name.replace('_', ' ')}: {what}"
         parallel = Parallel(
             n_jobs=self.workers, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs + 1"
         )
+        waiting = set(missing)
         with self.reporter.stage(title, len(missing)) as step:
             for name in parallel(tasks()):
                 step(name)
-                if chain is not None and component is self.components[-1]:
-                    done.add(chain.number(component, next(block for block in component.blocks if block.name == name)))
-                    chain.forget(done)
+                waiting -= {index for index in waiting if blocks[index].name == name}
+                if chain is not None and plan.component is self.components[-1] and block_pass is plan.block_pass:
+                    chain.forget(
+                        {chain.number(plan.component, block) for i, block in enumerate(blocks) if i not in waiting}
+                    )
         if failure:
             raise failure[0]
 

@@ -9,6 +9,7 @@ from manifests.errors import BadInputError
 from passes.base import BlockPass, GraphPass, Pass
 from passes.checkpoint import Checkpoint
 from passes.compress.int8_ptq import QuantizeInt8PtqPass
+from passes.compress.sensitivity import MeasureSensitivityPass
 from passes.compress.weights import CompressInt4AwqPass, CompressInt4Pass, CompressInt8Pass, adjusted_group_size
 from passes.export.make_stateful import MakeStatefulPass
 from passes.export.openvino import ExportOpenvinoPass
@@ -35,6 +36,7 @@ class Options:
     symmetric: bool = False
     ratio: float = 1.0
     all_layers: bool = False
+    scale_estimation: bool = True
     smooth_quant_alpha: float = 0.6
     logits: Literal["last", "all"] = "last"
     calibration: str = "scenes"
@@ -49,6 +51,7 @@ class ComponentPlan:
     """What happens to one component.
 
     Attributes:
+        sensitivity: runs first on the blocks that go to 4 bit, if only a share of their weights may.
         block_pass: runs on every block; blocks that are only exported are not stored on their own.
         quantize: runs on the stitched component, if at all.
         graph_passes: run on the stitched graph.
@@ -59,6 +62,7 @@ class ComponentPlan:
 
     component: Component
     precision: str
+    sensitivity: MeasureSensitivityPass | None
     block_pass: BlockPass | ExportOpenvinoPass
     quantize: QuantizeInt8PtqPass | None
     graph_passes: tuple[GraphPass, ...]
@@ -72,12 +76,24 @@ class ComponentPlan:
         first: list[Pass] = [SplitPass()]
         if not isinstance(self.block_pass, ExportOpenvinoPass):
             first.append(ExportOpenvinoPass("f32"))
+        if self.sensitivity:
+            first.append(self.sensitivity)
         last: tuple[Pass, ...] = (self.quantize,) if self.quantize else ()
         return (*first, self.block_pass, StitchPass(), *self.graph_passes, *last)
 
-    def needs_activations(self, block: Block) -> bool:
-        """Whether the block is compressed with the activations that reach it."""
-        return isinstance(self.block_pass, CompressInt4Pass) and self.block_pass.needs_activations(block.role)
+    @property
+    def ranked(self) -> tuple[int, ...]:
+        """Indexes of the blocks whose layers are ranked by sensitivity."""
+        if self.sensitivity is None or not isinstance(self.block_pass, CompressInt4Pass):
+            return ()
+        return tuple(index for index, block in enumerate(self.component.blocks) if self.block_pass.in_4_bit(block.role))
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether any block needs activations."""
+        return bool(self.ranked) or any(
+            self.block_pass.needs_activations(block.role) for block in self.component.blocks
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +106,7 @@ class Plan:
     @property
     def calibrates_llm(self) -> bool:
         """Whether any block needs activations."""
-        return any(item.needs_activations(block) for item in self.components for block in item.component.blocks)
+        return any(item.calibrates for item in self.components)
 
     @property
     def calibrates_vision(self) -> bool:
@@ -143,7 +159,15 @@ def make_plan(
                     fallbacks.append(fallback)
         plans.append(
             ComponentPlan(
-                component, precision, block_pass, quantize, tuple(graph_passes), tuple(fallbacks), before, after
+                component,
+                precision,
+                _sensitivity(block_pass),
+                block_pass,
+                quantize,
+                tuple(graph_passes),
+                tuple(fallbacks),
+                before,
+                after,
             )
         )
     return Plan(tuple(plans), tuple(unused))
@@ -165,12 +189,18 @@ def _passes(precision: str, options: Options) -> tuple[BlockPass | ExportOpenvin
     if precision == "int4":
         return CompressInt4Pass(**int4), None
     if precision == "int4-awq":
-        return CompressInt4AwqPass(**int4), None
+        return CompressInt4AwqPass(**int4, scale_estimation=options.scale_estimation), None
     if precision == "int8-ptq":
         return ExportOpenvinoPass("f32"), QuantizeInt8PtqPass(options.smooth_quant_alpha)
     raise BadInputError(
         f"precision {precision} is unknown: use {', '.join(dict.fromkeys(LLM_PRECISIONS + VISION_PRECISIONS))}"
     )
+
+
+def _sensitivity(block_pass: Pass) -> MeasureSensitivityPass | None:
+    if isinstance(block_pass, CompressInt4Pass) and block_pass.ratio < 1:
+        return MeasureSensitivityPass(block_pass.group_size)
+    return None
 
 
 def _weight_bits(

@@ -69,7 +69,7 @@ class CompressInt4Pass(BlockPass):
     Attributes:
         group_size: input channels that share a scale; -1 for whole rows.
         symmetric: without zero points.
-        ratio: greatest share of a block's weights in 4 bit, the rest in 8 bit; NNCF takes the least sensitive layers first.
+        ratio: greatest share of the component's weights in 4 bit, the rest in 8 bit; `passes.compress.sensitivity` chooses.
         all_layers: embeddings and LM head in 4 bit too.
     """
 
@@ -92,39 +92,39 @@ class CompressInt4Pass(BlockPass):
         """Whether blocks of this role are compressed to 4 bit."""
         return role == "layer" or (self.all_layers and role != "glue")
 
-    def needs_activations(self, role: str) -> bool:
-        """Whether a block of this role is compressed with the activations that reach it."""
-        return self.in_4_bit(role) and self.ratio < 1
-
     def run(self, source: BlockSource, output: Path) -> None:
-        import nncf
-
         model = source.model()
-        if not self.in_4_bit(source.block.role):
+        if self.in_4_bit(source.block.role):
+            model = self._int4(model, source)
+        if not self.in_4_bit(source.block.role) or source.in_8_bit:
             model = _int8(model, source, symmetric=False)
-        else:
-            mode = nncf.CompressWeightsMode.INT4_SYM if self.symmetric else nncf.CompressWeightsMode.INT4_ASYM
-            options: dict[str, Any] = {}
-            if source.activations:
-                options["dataset"] = nncf.Dataset(source.activations, read_activations)
-                options["subset_size"] = len(source.activations)
-            with quiet_nncf():
-                model = nncf.compress_weights(
-                    model,
-                    mode=mode,
-                    group_size=self.group_size,
-                    ratio=self.ratio,
-                    all_layers=True,  # of this block; `in_4_bit` has decided about the component's first and last
-                    advanced_parameters=nncf.AdvancedCompressionParameters(
-                        group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
-                    ),
-                    **self._algorithms(),
-                    **options,
-                )
         save_block(model, source, output)
 
+    def _int4(self, model: ov.Model, source: BlockSource) -> ov.Model:
+        """Compress to 4 bit all layers but those that are to stay in 8 bit."""
+        import nncf
+
+        options: dict[str, Any] = {}
+        if source.activations:
+            options["dataset"] = nncf.Dataset(source.activations, read_activations)
+            options["subset_size"] = len(source.activations)
+        layers = [tensor.removesuffix(".weight") for tensor in sorted(source.in_8_bit)]
+        with quiet_nncf():
+            return nncf.compress_weights(
+                model,
+                mode=nncf.CompressWeightsMode.INT4_SYM if self.symmetric else nncf.CompressWeightsMode.INT4_ASYM,
+                group_size=self.group_size,
+                all_layers=True,  # of this block; `in_4_bit` has decided about the component's first and last
+                ignored_scope=nncf.IgnoredScope(names=layers),
+                advanced_parameters=nncf.AdvancedCompressionParameters(
+                    group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
+                ),
+                **self._algorithms(),
+                **options,
+            )
+
     def _algorithms(self) -> dict[str, Any]:
-        return {"awq": False, "scale_estimation": False}
+        return {}
 
 
 @dataclass(frozen=True)

@@ -58,13 +58,15 @@ class Templates:
 class BlockSource:
     """Everything that a block pass needs to make one block; picklable.
 
-    `activations` says where the inputs of each sample lie; empty for passes that need none.
+    `activations` says where the inputs of each sample lie; empty for passes that need none. `in_8_bit` are tensors that a
+    pass to 4 bit leaves in 8 bit.
     """
 
     checkpoint: Checkpoint
     templates: Templates
     block: Block
     activations: tuple[BlockInputs, ...] = ()
+    in_8_bit: frozenset[str] = frozenset()
 
     def template(self) -> ov.Model:
         """The block's graph: inputs and outputs are named after the kind's ports, weights are inputs too.

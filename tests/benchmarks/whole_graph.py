@@ -160,17 +160,16 @@ def vision_encoder(model: Model) -> ov.Model:
         )
 
 
-def compress_int4_awq(model: ov.Model, samples: list[Any], read: Any, group_size: int = 64, **options: Any) -> ov.Model:
+def compress_int4_awq(model: ov.Model, samples: list[Any], read: Any, ratio: float = 1.0) -> ov.Model:
     """What the streamed pass does block by block, in one call of NNCF."""
     return nncf.compress_weights(
         model,
         mode=nncf.CompressWeightsMode.INT4_ASYM,
-        group_size=group_size,
-        ratio=1.0,
+        group_size=64,
+        ratio=ratio,
         all_layers=False,
         awq=True,
         scale_estimation=True,
         dataset=nncf.Dataset(samples, read),
         subset_size=len(samples),
-        **options,
     )

@@ -89,3 +89,16 @@ def test_every_component_and_the_whole_are_measured(validated):
     measured = {(item.metric, item.component) for item in validated.validation}
     for component in ("vision_encoder", "language_model", "artifact"):
         assert {(metric, component) for metric in ("kl", "top1_agreement", "max_abs_logit_difference")} <= measured
+
+
+def test_awq_is_closer_to_the_checkpoint_than_plain_int4(tmp_path_factory, store):
+    """What the calibration is for: the demo has outlier channels, as large models have."""
+    kl = {}
+    for precision in ("int4", "int4-awq"):
+        output = tmp_path_factory.mktemp(precision) / "out"
+        options = ("--llm", precision, "--vision", "fp32", "--validation-samples", str(QUESTIONS))
+        result = vlmconvert("mllama", *options, "--store", store, "-o", output)
+        assert result.exit_code == 0, result.output
+        kl[precision] = figure(read_manifest(output), "kl", "language_model").value
+    print(f"KL of int4 {kl['int4']:.2g}, of int4-awq {kl['int4-awq']:.2g}")
+    assert kl["int4-awq"] < kl["int4"]

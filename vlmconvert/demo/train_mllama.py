@@ -31,6 +31,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from calibration.scenes import CAPTION_QUESTION, COLOURS, COUNTS, SHAPES, Scene, Split, draw_scene
+from vlmconvert.demo.outliers import add_outlier_channels
 
 IGNORE_INDEX = -100
 VOCAB_SIZE = 512
@@ -254,6 +255,14 @@ def exact_match(
     return correct / count
 
 
+def add_outliers(model: MllamaForConditionalGeneration, processor: MllamaProcessor) -> None:
+    """Give the trained language model outlier channels, chosen on scenes of the training split."""
+    scenes = [draw_scene(Split.TRAIN, index) for index in range(64)]
+    batch = training_batch(processor, scenes, 1, random.Random(0))
+    inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
+    add_outlier_channels([layer.mlp for layer in model.model.language_model.layers], lambda: model(**inputs))
+
+
 @dataclass(frozen=True)
 class Phase:
     """A stretch of the training.
@@ -350,6 +359,7 @@ def main(work: Path, output: Path, seed: int) -> None:
             os.replace(work / "state.tmp", state_file)
             click.echo(f"step {step + 1}/{steps}  exact match {exact_match(model, processor, 200):.3f}")
     torch.nn.Module.to(model, torch.bfloat16)
+    add_outliers(model, processor)
     model.save_pretrained(output)
     processor.save_pretrained(output)
     model = MllamaForConditionalGeneration.from_pretrained(output, dtype=torch.float32)
