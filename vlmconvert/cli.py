@@ -54,11 +54,10 @@ class _Group(click.Group):
             sys.exit(3)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="vlmconvert")
-@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
-def main(debug: bool) -> None:
-    r"""Convert a Hugging Face vision-language checkpoint into compressed, checked artifacts.
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="""Convert a Hugging Face vision-language checkpoint into compressed, checked artifacts.
 
     \b
     Examples:
@@ -67,4 +66,9 @@ def main(debug: bool) -> None:
       vlmconvert run llama-int4 --image photo.jpg --prompt "What is in the image?"
 
     Exit codes: 0 done, 1 a check failed, 2 bad input, 3 conversion failed.
-    """
+    """,
+)
+@click.version_option(__version__, prog_name="vlmconvert")
+@click.option("--debug", is_flag=True, help="Show a traceback when something fails.")
+def main(debug: bool) -> None:
+    """Options that every command has."""
