@@ -20,7 +20,7 @@ class _Record(BaseModel):
 
 
 class Spread(_Record):
-    """One figure over the repeats of a measurement."""
+    """One figure over the repeats of a measurement: its median, its lowest and its highest value."""
 
     median: float
     low: float
@@ -37,7 +37,7 @@ class BenchRow(_Record):
     vision_ms: Spread = Field(description="vision encoder, for the whole batch; 0 without images")
     first_token_ms: Spread = Field(description="from the question to the first token, vision encoder included")
     per_token_ms: Spread = Field(description="each token after the first, for the whole batch")
-    tokens_per_s: Spread = Field(description="new tokens of all rows per second, after the first")
+    tokens_per_s: Spread = Field(description="new tokens of all rows per second, from the question to the last token")
 
 
 class Bench(_Record):
@@ -46,9 +46,9 @@ class Bench(_Record):
     schema_version: Literal["1.0"] = "1.0"
     artifact: str
     device: str
-    load_s: float = Field(description="reading the processor and the graphs, in seconds")
+    load_s: float = Field(description="reading the graphs, in seconds")
     compile_s: float = Field(description="compiling the graphs for the device, in seconds")
-    peak_rss: int = Field(description="most memory of the process, in bytes")
+    peak_rss: int = Field(description="most resident memory of the artifact's own process, in bytes")
     rows: list[BenchRow]
     baseline_label: str | None = Field(default=None, description="what the artifact was measured beside")
     baseline_rows: list[BenchRow] | None = None
