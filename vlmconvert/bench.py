@@ -26,7 +26,7 @@ from vlmconvert.console import Reporter, format_size
 from vlmconvert.families import family_module
 from vlmconvert.measured import MeasuredProcess, Repeat, Side, torch_name
 
-__all__ = ["BenchRequest", "bench", "bench_csv", "bench_notes", "bench_table"]
+__all__ = ["BenchRequest", "bench", "bench_csv", "bench_notes", "bench_prompts", "bench_table"]
 
 _FIGURES = ("vision_ms", "first_token_ms", "per_token_ms", "tokens_per_s")
 
@@ -74,7 +74,9 @@ def bench(request: BenchRequest, reporter: Reporter) -> Bench:
     sides = [_side(request, request.folder)]
     if request.baseline is not None:
         sides.append(_side(request, request.baseline))
-    prompts = {batch: _prompts(request.folder, manifest.family, batch, request.images) for batch in request.batches}
+    prompts = {
+        batch: bench_prompts(request.folder, manifest.family, batch, request.images) for batch in request.batches
+    }
     with ExitStack() as stack:
         processes = [stack.enter_context(MeasuredProcess(side)) for side in sides]
         opened = []
@@ -173,7 +175,9 @@ def _side(request: BenchRequest, folder: Path) -> Side:
     return Side(folder, label, request.device, request.ov_config, request.dtype)
 
 
-def _prompts(folder: Path, family: str, batch: int, images: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def bench_prompts(
+    folder: Path, family: str, batch: int, images: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Two prompts of equal shape with other images, so that no runtime can reuse what it has encoded."""
     from PIL import ImageOps
 

@@ -282,4 +282,7 @@ def _serve(side: Side, pipe: Connection) -> None:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             answer = ConversionError(f"{side.label} cannot be measured: {type(error).__name__}: {reason}")
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:
+            return

@@ -9,7 +9,7 @@ import pytest
 from manifests.bench import Bench, read_bench, write_bench
 from manifests.errors import BadInputError, ConversionError
 from tests.conftest import vlmconvert
-from vlmconvert.bench import BenchRequest, _prompts, bench
+from vlmconvert.bench import BenchRequest, bench, bench_prompts
 from vlmconvert.console import Reporter
 from vlmconvert.measured import MeasuredProcess, Side
 
@@ -81,7 +81,7 @@ def test_the_record_lies_beside_the_artifact(build, tmp_path):
 
 
 def test_the_two_prompts_differ_in_their_images_alone(build):
-    first, second = _prompts(build(*FLOAT), "mllama", batch=2, images=2)
+    first, second = bench_prompts(build(*FLOAT), "mllama", batch=2, images=2)
     assert {name: value.shape for name, value in first.items()} == {name: value.shape for name, value in second.items()}
     assert [name for name in first if not np.array_equal(first[name], second[name])] == ["pixel_values"]
     assert first["aspect_ratio_mask"].all(), "a tile is empty"

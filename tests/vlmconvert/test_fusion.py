@@ -39,4 +39,6 @@ def test_the_same_kernels_as_in_the_whole_graph(build, whole, precision):
     assert found == whole
     assert found["RoPE"] == 2 * (layers - cross)  # queries and keys
     assert found["ScaledDotProductAttention"] == layers - cross
-    assert found["RMS"] == 2 * layers + cross + 1  # around attention and MLP, of the cross-attention's queries, at the end
+    assert (
+        found["RMS"] == 2 * layers + cross + 1
+    )  # around attention and MLP, of the cross-attention's queries, at the end

@@ -13,6 +13,7 @@ __all__ = ["COMMANDS", "at_least", "counts", "new_file", "ov_options"]
 COMMANDS = {
     "run": "vlmconvert.commands.run:run",
     "bench": "vlmconvert.commands.bench:bench",
+    "check": "vlmconvert.commands.check:check",
 }
 
 
