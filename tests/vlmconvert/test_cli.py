@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from calibration.scenes import Split, draw_scene
 from manifests.io import read_manifest
 from tests.conftest import vlmconvert
 
@@ -264,8 +266,6 @@ def test_a_broken_limit_is_exit_1_and_in_the_manifest(store, tmp_path):
 
 
 def test_run_prints_the_answer(build, tmp_path):
-    from calibration.scenes import Split, draw_scene
-
     folder = build("--llm", "fp16", "--vision", "fp16")
     scene = draw_scene(Split.TEST, 0)
     scene.image.save(tmp_path / "scene.png")
@@ -273,7 +273,24 @@ def test_run_prints_the_answer(build, tmp_path):
     result = vlmconvert("run", folder, "--image", tmp_path / "scene.png", "--prompt", question.text)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == question.answer
+    assert re.search(r"vision encoder [\d.]+ ms, first token [\d.]+ ms, .*tokens/s", result.stderr)
     assert vlmconvert("run", folder, "--prompt", question.text).exit_code == 0
+
+
+def test_run_reads_a_prompt_and_turns_from_standard_input(build, tmp_path):
+    folder = build("--llm", "fp32", "--vision", "fp32")
+    scene = draw_scene(Split.TEST, 0)
+    scene.image.save(tmp_path / "scene.png")
+    first, second = scene.questions[:2]
+    piped = vlmconvert("run", folder, "--image", tmp_path / "scene.png", "--prompt", "-", input=first.text + "\n")
+    assert piped.stdout.strip() == first.answer
+    turns = vlmconvert(
+        "run", folder, "--image", tmp_path / "scene.png", "--chat", input=f"{first.text}\n{second.text}\n\nnot asked\n"
+    )
+    assert turns.stdout.split("\n")[:2] == [first.answer, second.answer]
+    timings = turns.stderr.strip().splitlines()[-2:]
+    assert not timings[0].startswith("vision encoder 0.0 ms")
+    assert timings[1].startswith("vision encoder 0.0 ms"), "the image was encoded twice"
 
 
 def test_run_refuses_what_it_cannot_read(build, tmp_path):
@@ -281,8 +298,12 @@ def test_run_refuses_what_it_cannot_read(build, tmp_path):
     assert missing.exit_code == 2
     assert "holds no manifest.json" in missing.output
     (tmp_path / "x.png").write_text("no image")
-    broken = vlmconvert(
-        "run", build("--llm", "fp16", "--vision", "fp16"), "--image", tmp_path / "x.png", "--prompt", "x"
-    )
+    folder = build("--llm", "fp32", "--vision", "fp32")
+    broken = vlmconvert("run", folder, "--image", tmp_path / "x.png", "--prompt", "x")
     assert broken.exit_code == 2
     assert "cannot be read" in broken.output
+    assert vlmconvert("run", folder).exit_code == 2
+    unknown = vlmconvert("run", folder, "--prompt", "x", "--device", "TPU")
+    assert unknown.exit_code == 2
+    assert "for TPU" in unknown.output
+    assert vlmconvert("run", folder, "--prompt", "x", "--ov-config", "THREADS").exit_code == 2

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
 from manifests.errors import BadInputError
 
-__all__ = ["COMMANDS", "at_least"]
+__all__ = ["COMMANDS", "at_least", "device_options", "parse_ov_config"]
 
 # Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
 COMMANDS = {
@@ -16,3 +22,32 @@ def at_least(name: str, value: int, least: int) -> None:
     """Refuse an option's value below `least`."""
     if value < least:
         raise BadInputError(f"--{name.replace('_', '-')} {value} is too small: use {least} or more")
+
+
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that runs an artifact: `device`, `ov_config`, `cache_dir`."""
+    options = (
+        click.option("--device", default="CPU", show_default=True, help="OpenVINO device: CPU, GPU, GPU.1, AUTO, ..."),
+        click.option(
+            "--ov-config", multiple=True, metavar="KEY=VALUE", help="OpenVINO compile option; may be repeated."
+        ),
+        click.option("--cache-dir", type=click.Path(path_type=Path), help="Where OpenVINO keeps compiled models."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def parse_ov_config(entries: Iterable[str]) -> dict[str, str]:
+    """`KEY=VALUE` entries as OpenVINO takes them.
+
+    Raises:
+        BadInputError: if an entry has no value.
+    """
+    options = {}
+    for entry in entries:
+        key, separator, value = entry.partition("=")
+        if not separator or not key:
+            raise BadInputError(f"--ov-config {entry} is not KEY=VALUE: write for example INFERENCE_NUM_THREADS=4")
+        options[key] = value
+    return options
