@@ -20,7 +20,7 @@ from vlmconvert.families import family_module
 if TYPE_CHECKING:
     import openvino as ov
 
-__all__ = ["Runner", "Timings", "resolve_device"]
+__all__ = ["Runner", "Timings", "end_tokens", "resolve_device"]
 
 
 @dataclass
@@ -58,13 +58,8 @@ class Runner:
         self.manifest = read_manifest(folder)
         self.family = family_module(self.manifest.family)
         self.config = _read_json(folder / "config.json")
-        # A generation config may name several tokens that end an answer, the model's config only one.
-        generation = (
-            _read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
-        )
-        ends = generation.get("eos_token_id", self.config["text_config"]["eos_token_id"])
-        self.ends = ends if isinstance(ends, list) else [ends]
-        self._pad = generation.get("pad_token_id", self.ends[0])
+        self.ends = end_tokens(folder)
+        self._pad = _generation(folder).get("pad_token_id", self.ends[0])
         self._core = ov.Core()
         self.device = resolve_device(self._core, device)
         options = {"EXECUTION_MODE_HINT": "ACCURACY", **(ov_config or {})}
@@ -216,6 +211,17 @@ class Runner:
     def _infer(self) -> np.ndarray:
         results = self._language.infer({name: self._inputs[name] for name in self._small}, share_inputs=True)
         return np.array(results["logits"])
+
+
+def end_tokens(folder: Path) -> list[int]:
+    """The tokens that end an answer; a generation config may name several, the model's config only one."""
+    ends = _generation(folder).get("eos_token_id") or _read_json(folder / "config.json")["text_config"]["eos_token_id"]
+    return ends if isinstance(ends, list) else [ends]
+
+
+def _generation(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return _read_json(path) if path.exists() else {}
 
 
 def resolve_device(core: ov.Core, device: str) -> str:

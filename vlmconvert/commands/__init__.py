@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "at_least", "device_options", "parse_ov_config"]
 # Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
 COMMANDS = {
     "run": "vlmconvert.commands.run:run",
+    "evaluate": "vlmconvert.commands.evaluate:evaluate",
 }
 
 
