@@ -77,7 +77,8 @@ class MeasureSensitivityPass(BlockPass):
             criterion._set_backend_entity(model)
             scores = criterion._calc_sensitivity(model, graph, layers, points)
         found = [
-            (layer.weight_name, int(layer.num_weights), float(score)) for layer, score in zip(layers, scores, strict=True)
+            (layer.weight_name, int(layer.num_weights), float(score))
+            for layer, score in zip(layers, scores, strict=True)
         ]
         (output / _SCORES_FILE).write_text(json.dumps(found), encoding="utf-8")
 
