@@ -14,6 +14,7 @@ from manifests.model import Sha256
 
 __all__ = [
     "EVALUATION_FOLDER",
+    "IMAGES_FOLDER",
     "BlockError",
     "DataRecord",
     "Evaluation",
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 EVALUATION_FOLDER = "evaluation"
+# Small images of the samples on which both sides differ, `<line number from 0>.png`.
+IMAGES_FOLDER = "images"
 _EVALUATION, _PREDICTIONS = "evaluation.json", "predictions.jsonl"
 
 

@@ -5,7 +5,6 @@ python -m manifests.io   writes the schema again after a change of the model
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,15 +14,7 @@ from manifests.errors import BadInputError
 from manifests.files import write_atomically
 from manifests.model import SCHEMA_VERSION, Manifest
 
-__all__ = [
-    "MANIFEST_NAME",
-    "SCHEMA_FILE",
-    "json_schema",
-    "manifest_digest",
-    "read_manifest",
-    "read_manifest_file",
-    "write_manifest",
-]
+__all__ = ["MANIFEST_NAME", "SCHEMA_FILE", "json_schema", "read_manifest", "read_manifest_file", "write_manifest"]
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_FILE = Path(__file__).with_name("manifest-v1.schema.json")
@@ -65,12 +56,6 @@ def read_manifest_file(path: Path) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise BadInputError(f"{path}: {where}: {first['msg']}; convert the checkpoint again") from error
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 of a manifest without its validation figures: the same for every measurement of one build."""
-    data = manifest.model_dump(mode="json", exclude={"validation"})
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def json_schema() -> str:

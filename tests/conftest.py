@@ -11,9 +11,9 @@ from vlmconvert.cli import main
 from vlmconvert.convert import demo_checkpoint
 
 
-def vlmconvert(*arguments: str | Path) -> Result:
+def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:
     """Run the command line in this process."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=input)
 
 
 @pytest.fixture(scope="session")

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from calibration.scenes import Split
-from calibration.sources import Sample, load_samples
+from calibration.inputs import chat_text, load_processor
 from manifests.check import Check, CheckReport, TestRecord
 from manifests.errors import BadInputError
 from manifests.evaluation import EVALUATION_FOLDER, Evaluation, Prediction, read_evaluation, read_predictions
-from manifests.io import manifest_digest, read_manifest, read_manifest_file
+from manifests.io import read_manifest, read_manifest_file
 from manifests.model import Manifest
 from passes.validate.greedy import forced_logits, greedy
 from passes.validate.paired import compare_paired
 from passes.validate.parity import kl_divergence
+from vlmconvert.bench import BenchRequest, bench
 from vlmconvert.console import Reporter, format_size
-
-if TYPE_CHECKING:
-    from passes.validate.protocol import Batch
+from vlmconvert.evaluate import EvaluationRequest, Question, evaluate, load_questions, manifest_digest
+from vlmconvert.runtime import Runner
 
 __all__ = ["CheckRequest", "check", "check_table"]
 
@@ -47,6 +47,9 @@ class CheckRequest:
         max_kl: greatest mean KL divergence from the baseline along its own answers, in nats.
         max_size_ratio: greatest size of the graphs, as a multiple of the baseline's.
         max_latency_ratio: greatest time for each token, as a multiple of the baseline's.
+        device: OpenVINO device name.
+        ov_config: OpenVINO compile options, the same for both sides.
+        cache_dir: where OpenVINO keeps compiled models.
     """
 
     folder: Path
@@ -57,6 +60,9 @@ class CheckRequest:
     max_kl: float | None = None
     max_size_ratio: float | None = None
     max_latency_ratio: float | None = None
+    device: str = "CPU"
+    ov_config: Mapping[str, str] = field(default_factory=dict)
+    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def check(request: CheckRequest, reporter: Reporter) -> CheckReport:
         quality.append(_divergence(request, request.max_kl, artifact.graphs, baseline.graphs, reporter))
     checks = [*quality, _size(request, artifact.manifest, baseline.manifest)]
     if request.max_latency_ratio is not None and baseline.graphs is not None:
-        checks.append(_latency(request.max_latency_ratio, artifact.graphs, baseline.graphs, reporter))
+        checks.append(_latency(request, request.max_latency_ratio, artifact.graphs, baseline.graphs, reporter))
     return CheckReport(
         artifact=artifact.label,
         baseline=baseline.label,
@@ -144,10 +150,9 @@ def _quality(request: CheckRequest, artifact: _Party, baseline: _Party, reporter
         return source, [_paired_check(name, before[name], after[name], request.max_drop) for name in before]
     source = request.data or "scenes"
     if baseline.graphs is not None:
-        samples = load_samples(source, request.samples, split=Split.TEST).samples
-        was, now = (_exact_matches(party, samples, reporter) for party in (baseline, artifact))
+        was, now = (_exact_matches(request, party, source, request.samples, reporter) for party in (baseline, artifact))
         found = _paired_check("exact_match", was, now, request.max_drop)
-        return f"{len(samples)} samples of {source}, asked now", [found]
+        return f"{len(now)} samples of {source}, asked now", [found]
     return _unpaired(request, artifact, baseline, reporter)
 
 
@@ -159,7 +164,7 @@ def _evaluated_scores(
     if first is None or second is None or first.data.digest != second.data.digest:
         return None
     if request.data is not None:
-        asked = load_samples(request.data, request.samples, split=Split.TEST)
+        asked, _questions = load_questions(request.data, first.data.samples, first.data.seed)
         if asked.digest != first.data.digest:
             return None
     predictions = [_predictions(party) for party in (baseline, artifact)]
@@ -191,42 +196,27 @@ def _predictions(party: _Party) -> list[Prediction]:
     return list(read_predictions(party.folder / EVALUATION_FOLDER))
 
 
-def _exact_matches(party: _Party, samples: tuple[Sample, ...], reporter: Reporter) -> list[float]:
-    """1 for each sample whose greedy answer is the right one to the letter, else 0."""
-    from calibration.inputs import load_processor
-    from vlmconvert.runtime import Runner
-
+def _exact_matches(request: CheckRequest, party: _Party, data: str, samples: int, reporter: Reporter) -> list[float]:
+    """1 for each sample that the graphs as they are now answer rightly, to the letter, else 0."""
     assert party.folder is not None
-    runner, processor = Runner(party.folder), load_processor(party.folder)
-    scores: list[float] = []
-    with reporter.stage(f"answers of {party.label}", -(-len(samples) // _BATCH)) as step:
-        for batch in _batches(processor, samples):
-            answers = greedy(runner, batch.processed, runner.ends, _STEPS)
-            tokens = np.where(answers.valid, answers.tokens, runner.ends[0])
-            texts = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            right = (text.strip() == answer.strip() for text, answer in zip(texts, batch.answers, strict=True))
-            scores += map(float, right)
-            step(f"{len(scores)} samples")
-    return scores
-
-
-def _batches(processor: Any, samples: tuple[Sample, ...]) -> Iterator[Batch]:
-    """The first question of each sample, as left-padded batches."""
-    from calibration.inputs import chat_text
-    from passes.validate.protocol import Batch
-
-    for first in range(0, len(samples), _BATCH):
-        chosen = samples[first : first + _BATCH]
-        processed = processor(
-            images=[[sample.image] for sample in chosen],
-            text=[chat_text(processor, ((sample.turns[0][0], None),)) for sample in chosen],
-            return_tensors="np",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
+    with tempfile.TemporaryDirectory() as temporary:
+        # A store of its own: answers that are kept under the manifest's hash would hide a damaged file.
+        asked = EvaluationRequest(
+            party.folder,
+            checkpoint="",
+            data=data,
+            samples=samples,
+            metrics=("exact_match",),
+            output=Path(temporary) / EVALUATION_FOLDER,
+            block_samples=0,
+            store=Path(temporary) / "store",
+            device=request.device,
+            ov_config=request.ov_config,
+            cache_dir=request.cache_dir,
         )
-        arrays = {name: np.asarray(value) for name, value in processed.items()}
-        yield Batch(arrays, tuple(sample.turns[0][1] for sample in chosen))
+        reporter.log(f"{party.label} ...")
+        evaluate(asked, reporter)
+        return [item.scores["exact_match"] for item in read_predictions(asked.results)]
 
 
 def _paired_check(name: str, before: list[float], after: list[float], limit: float) -> Check:
@@ -268,8 +258,7 @@ def _unpaired(request: CheckRequest, artifact: _Party, baseline: _Party, reporte
             f"the figure in {request.baseline} is of the scenes, not of {request.data}: "
             "give the artifact's folder, or leave out --data"
         )
-    samples = load_samples("scenes", figure.samples, split=Split.TEST).samples
-    value = round(float(np.mean(_exact_matches(artifact, samples, reporter))), 6)
+    value = round(float(np.mean(_exact_matches(request, artifact, "scenes", figure.samples, reporter))), 6)
     drop = round(100 * (figure.value - value), 6)
     found = Check(
         name="exact_match",
@@ -287,16 +276,17 @@ def _unpaired(request: CheckRequest, artifact: _Party, baseline: _Party, reporte
 
 def _divergence(request: CheckRequest, limit: float, artifact: Path, baseline: Path, reporter: Reporter) -> Check:
     """KL of the artifact's next-token distributions from the baseline's, along the baseline's greedy answers."""
-    from calibration.inputs import load_processor
-    from vlmconvert.runtime import Runner
-
-    samples = load_samples(request.data or "scenes", request.samples, split=Split.TEST).samples
-    processor, first, second = load_processor(baseline), Runner(baseline), Runner(artifact)
+    _samples, questions = load_questions(request.data or "scenes", request.samples, seed=0)
+    processor = load_processor(baseline)
+    first, second = (
+        Runner(folder, request.device, request.ov_config, request.cache_dir) for folder in (baseline, artifact)
+    )
     values = []
-    with reporter.stage("KL from the baseline", -(-len(samples) // _BATCH)) as step:
-        for batch in _batches(processor, samples):
-            expected = greedy(first, batch.processed, first.ends, _STEPS)
-            logits = forced_logits(second, batch.processed, expected.tokens)
+    with reporter.stage("KL from the baseline", -(-len(questions) // _BATCH)) as step:
+        for start in range(0, len(questions), _BATCH):
+            processed = _process(processor, questions[start : start + _BATCH])
+            expected = greedy(first, processed, first.ends, _STEPS)
+            logits = forced_logits(second, processed, expected.tokens)
             values.append(kl_divergence(expected.logits, logits)[expected.valid])
             step(f"{sum(map(len, values))} tokens")
     tokens = np.concatenate(values)
@@ -310,8 +300,21 @@ def _divergence(request: CheckRequest, limit: float, artifact: Path, baseline: P
         limit=limit,
         passed=kl <= limit,
         test=None,
-        note=f"mean over {len(tokens)} tokens of the baseline's answers to {len(samples)} samples",
+        note=f"mean over {len(tokens)} tokens of the baseline's answers to {len(questions)} samples",
     )
+
+
+def _process(processor: Any, questions: list[Question]) -> dict[str, np.ndarray]:
+    """Questions through the processor, padded on the left."""
+    processed = processor(
+        images=[[question.sample.image] for question in questions],
+        text=[chat_text(processor, ((question.prompt, None),)) for question in questions],
+        return_tensors="np",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+    )
+    return {name: np.asarray(value) for name, value in processed.items()}
 
 
 def _size(request: CheckRequest, artifact: Manifest, baseline: Manifest) -> Check:
@@ -334,11 +337,16 @@ def _size(request: CheckRequest, artifact: Manifest, baseline: Manifest) -> Chec
     )
 
 
-def _latency(limit: float, artifact: Path, baseline: Path, reporter: Reporter) -> Check:
-    from vlmconvert.bench import BenchRequest, bench
-
-    request = BenchRequest(artifact, new_tokens=_LATENCY_TOKENS, repeats=5, baseline=baseline)
-    measured = bench(request, reporter)
+def _latency(request: CheckRequest, limit: float, artifact: Path, baseline: Path, reporter: Reporter) -> Check:
+    asked = BenchRequest(
+        artifact,
+        new_tokens=_LATENCY_TOKENS,
+        baseline=baseline,
+        device=request.device,
+        ov_config=request.ov_config,
+        cache_dir=request.cache_dir,
+    )
+    measured = bench(asked, reporter)
     assert measured.baseline_rows is not None
     before, after = measured.baseline_rows[0].per_token_ms.median, measured.rows[0].per_token_ms.median
     ratio = round(after / before, 6)
@@ -351,7 +359,7 @@ def _latency(limit: float, artifact: Path, baseline: Path, reporter: Reporter) -
         limit=limit,
         passed=ratio <= limit,
         test=None,
-        note=f"ms for each of {_LATENCY_TOKENS} tokens on this machine, median of {request.repeats} in turn",
+        note=f"ms for each of {_LATENCY_TOKENS} tokens on this machine, median of {asked.repeats} in turn",
     )
 
 

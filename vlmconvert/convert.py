@@ -28,6 +28,7 @@ from vlmconvert.console import Reporter, format_size
 from vlmconvert.families import check_family, family_module
 from vlmconvert.pipeline import Built, Conversion
 from vlmconvert.plan import Options, Plan
+from vlmconvert.reference import reference_model
 
 if TYPE_CHECKING:
     from passes.validate.protocol import Batch
@@ -95,8 +96,6 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
         conversion.helper.close()
         return None, True
     conversion.check_disk(output)
-    if request.validate:
-        _check_memory(conversion)
 
     built = conversion.build()
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -172,7 +171,7 @@ def _validate(request: Request, conversion: Conversion, staging: Path, reporter:
 
     with reporter.stage("loading checkpoint and artifact"):
         processor = load_processor(staging)
-        reference = family_module(request.family).reference(conversion.checkpoint.folder)
+        reference = reference_model(conversion, conversion.plan.size_after)
         artifact = Runner(staging)
     batches = list(_batches(processor, request.validation_samples))
 
@@ -228,20 +227,6 @@ def _check_output(output: Path, conversion: Conversion, force: bool) -> None:
         or existing.environment != library_versions()
     ):
         raise BadInputError(f"{output} holds a different result: {mend}")
-
-
-def _check_memory(conversion: Conversion) -> None:
-    """Refuse to start if the checkpoint, which validation compares with, will not fit in memory as float32."""
-    import psutil
-
-    checkpoint = conversion.checkpoint
-    needed = sum(4 * info.size for info in checkpoint.tensors.values()) + conversion.plan.size_after
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise BadInputError(
-            f"validation holds {checkpoint.model} in memory as float32, about {format_size(needed)}, and "
-            f"{format_size(free)} are free: convert with --no-validate, or on a larger machine"
-        )
 
 
 def _publish(staging: Path, output: Path, manifest: Manifest, force: bool, reporter: Reporter) -> None:

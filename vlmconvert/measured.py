@@ -7,7 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -30,14 +30,16 @@ class Side:
         label: its name in tables.
         device: OpenVINO device name; PyTorch always runs on the CPU.
         ov_config: OpenVINO compile options.
+        cache_dir: where OpenVINO keeps compiled models.
         dtype: what PyTorch computes in.
     """
 
     folder: Path
     label: str
-    device: str
-    ov_config: Mapping[str, str]
-    dtype: Literal["bf16", "f32"]
+    device: str = "CPU"
+    ov_config: Mapping[str, str] = field(default_factory=dict)
+    cache_dir: Path | None = None
+    dtype: Literal["bf16", "f32"] = "bf16"
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class _Artifact:
                 if record.path.endswith(".xml"):
                     core.read_model(self._side.folder / record.path)
         read = time.perf_counter()
-        self._runner = Runner(self._side.folder, self._side.device, dict(self._side.ov_config))
+        self._runner = Runner(self._side.folder, self._side.device, self._side.ov_config, self._side.cache_dir)
         done = time.perf_counter()
         return Opened(read - start, max(0.0, done - read - (read - start)))
 

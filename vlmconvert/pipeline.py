@@ -198,7 +198,7 @@ class Conversion:
         if options.calibration != "scenes":
             self.samples = self.samples.with_sizes(family_module(self.family).calibration_sizes(self.templates.config))
         # Each component's results depend on its own samples only, so that changing one leaves the other alone.
-        settings = ("inputs", 1, options.sequence_length, self.identity, self._processor_digest())
+        settings = ("inputs", 1, options.sequence_length, self.identity, self.processor_digest())
         key = digest(*settings, self.samples.digest)
         if key not in self.store:
             adapt = f"{FAMILIES[self.family]}:inputs"
@@ -226,7 +226,8 @@ class Conversion:
             options.samples,
         )
 
-    def _processor_digest(self) -> list[str]:
+    def processor_digest(self) -> list[str]:
+        """Hashes of the processor's files."""
         return [file_record(path, self.checkpoint.folder).sha256 for path in processor_files(self.checkpoint.folder)]
 
     def _build_component(self, plan: ComponentPlan, chain: FloatChain | None) -> Built:

@@ -92,7 +92,7 @@ def main(
             kind, _, dtype = way.partition("-")
             folder = {"ours": ours, "whole": whole, "torch": checkpoint}[kind]
             computed: Literal["bf16", "f32"] = "bf16" if dtype == "bf16" else "f32"
-            return Side(folder, way, "CPU", {}, computed)
+            return Side(folder, way, dtype=computed)
 
         names = ways.split(",")
         speeds: dict[str, list[float]] = {way: [] for way in names}

@@ -88,13 +88,14 @@ def test_keys_and_values_come_unrepeated(runner, reference, processor):
 
 
 def test_beam_idx_reorders_the_cache(runner, processor):
+    """Two beams of one prompt that part at their first token, and change places before the second."""
     processed = process(processor, *CASES["batch of two with padding"])
-    tokens = runner.prefill(processed)[:, -1].argmax(axis=-1)
-    straight = runner.step(tokens)
-    runner.prefill(processed)
-    inputs = runner._inputs
-    inputs["beam_idx"] = np.array([1, 0], np.int32)
-    for name, value in inputs.items():
-        if name != "beam_idx":
-            inputs[name] = value[::-1].copy()
-    np.testing.assert_allclose(runner.step(tokens[::-1])[::-1], straight, atol=1e-4)
+    beams = {name: np.repeat(value[:1], 2, axis=0) for name, value in processed.items()}
+    first = np.argsort(runner.prefill(beams, beams=2)[0, -1])[-2:]
+    runner.step(first)
+    straight = runner.step(np.array([7, 7]))
+    runner.prefill(beams, beams=2)
+    runner.step(first)
+    swapped = runner.step(np.array([7, 7]), beam_idx=np.array([1, 0]))
+    assert np.abs(straight[0] - straight[1]).max() > 1e-2
+    np.testing.assert_allclose(swapped[::-1], straight, atol=1e-4)

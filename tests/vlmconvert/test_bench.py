@@ -88,7 +88,7 @@ def test_the_two_prompts_differ_in_their_images_alone(build):
 
 
 def test_a_process_that_dies_is_an_error_not_a_hang(build):
-    side = Side(build(*FLOAT), "demo", "CPU", {}, "bf16")
+    side = Side(build(*FLOAT), "demo")
     with MeasuredProcess(side) as process:
         os.kill(process._process.pid, signal.SIGKILL)
         time.sleep(0.1)
@@ -107,7 +107,7 @@ def test_a_missing_baseline_is_refused_before_anything_is_opened(build, tmp_path
         (("--batch", "1,x"), "--batch 1,x is no list"),
         (("--batch", "0"), "--batch 0 is no list"),
         (("--new-tokens", "1"), "--new-tokens 1 is too small"),
-        (("--ov-config", "FAST"), "--ov-config FAST has no value"),
+        (("--ov-config", "FAST"), "--ov-config FAST is not KEY=VALUE"),
         (("--csv", "nowhere/b.csv"), "--csv nowhere/b.csv cannot be written"),
     ],
 )

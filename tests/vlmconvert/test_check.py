@@ -6,12 +6,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from calibration.scenes import Split
-from calibration.sources import load_samples
 from manifests.check import CheckReport
 from manifests.evaluation import BlockError, DataRecord, Evaluation, Prediction, write_evaluation
-from manifests.io import manifest_digest, read_manifest
+from manifests.io import read_manifest
 from tests.conftest import vlmconvert
+from vlmconvert.evaluate import manifest_digest
 from vlmconvert.junit import junit_xml
 
 FLOAT = ("--llm", "fp32", "--vision", "fp32")
@@ -205,19 +204,6 @@ def test_a_missing_baseline_is_exit_2(build, tmp_path):
     result = vlmconvert("check", build(*FLOAT), "--baseline", tmp_path)
     assert result.exit_code == 2
     assert "holds no manifest.json" in result.output
-
-
-def test_samples_of_a_check_are_those_of_validation(demo):
-    """So that the figure in a manifest is about the same questions."""
-    from calibration.inputs import load_processor
-    from vlmconvert.check import _batches as ours
-    from vlmconvert.convert import _batches as validated
-
-    processor = load_processor(demo)
-    samples = load_samples("scenes", 30, split=Split.TEST).samples
-    for mine, theirs in zip(ours(processor, samples), validated(processor, 30), strict=True):
-        assert mine.answers == theirs.answers
-        assert np.array_equal(mine.processed["input_ids"], theirs.processed["input_ids"])
 
 
 def test_junit_takes_any_text(build, tmp_path):

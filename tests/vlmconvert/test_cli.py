@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from calibration.scenes import Split, draw_scene
 from manifests.io import read_manifest
 from tests.conftest import vlmconvert
 
@@ -77,14 +79,19 @@ def test_a_full_disk_is_refused_before_work(store, tmp_path, monkeypatch):
     assert "GB free, and the plan needs about" in result.output
 
 
-def test_a_checkpoint_too_large_to_validate_is_refused_before_work(store, tmp_path, monkeypatch):
+def test_a_checkpoint_larger_than_memory_is_validated_block_by_block(store, tmp_path, monkeypatch):
     import psutil
 
+    from vlmconvert.families import mllama
+
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})())
-    result = vlmconvert("mllama", "--llm", "fp16", "--vision", "fp16", "-o", tmp_path / "out", "--store", store)
-    assert result.exit_code == 2
-    assert "convert with --no-validate" in result.output
-    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(mllama, "reference", None)
+    options = ("--llm", "fp16", "--vision", "fp16", "--validation-samples", "30")
+    result = vlmconvert("mllama", *options, "-o", tmp_path / "out", "--store", store)
+    assert result.exit_code == 0, result.output
+    figures = {(item.metric, item.component): item for item in read_manifest(tmp_path / "out").validation}
+    assert figures["exact_match", "artifact"].reference >= 0.9
+    assert figures["kl", "artifact"].value < 1e-4
 
 
 def test_the_folder_is_complete_and_described(build):
@@ -264,8 +271,6 @@ def test_a_broken_limit_is_exit_1_and_in_the_manifest(store, tmp_path):
 
 
 def test_run_prints_the_answer(build, tmp_path):
-    from calibration.scenes import Split, draw_scene
-
     folder = build("--llm", "fp16", "--vision", "fp16")
     scene = draw_scene(Split.TEST, 0)
     scene.image.save(tmp_path / "scene.png")
@@ -273,7 +278,24 @@ def test_run_prints_the_answer(build, tmp_path):
     result = vlmconvert("run", folder, "--image", tmp_path / "scene.png", "--prompt", question.text)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == question.answer
+    assert re.search(r"vision encoder [\d.]+ ms, first token [\d.]+ ms, .*tokens/s", result.stderr)
     assert vlmconvert("run", folder, "--prompt", question.text).exit_code == 0
+
+
+def test_run_reads_a_prompt_and_turns_from_standard_input(build, tmp_path):
+    folder = build("--llm", "fp32", "--vision", "fp32")
+    scene = draw_scene(Split.TEST, 0)
+    scene.image.save(tmp_path / "scene.png")
+    first, second = scene.questions[:2]
+    piped = vlmconvert("run", folder, "--image", tmp_path / "scene.png", "--prompt", "-", input=first.text + "\n")
+    assert piped.stdout.strip() == first.answer
+    turns = vlmconvert(
+        "run", folder, "--image", tmp_path / "scene.png", "--chat", input=f"{first.text}\n{second.text}\n\nnot asked\n"
+    )
+    assert turns.stdout.split("\n")[:2] == [first.answer, second.answer]
+    timings = turns.stderr.strip().splitlines()[-2:]
+    assert not timings[0].startswith("vision encoder 0.0 ms")
+    assert timings[1].startswith("vision encoder 0.0 ms"), "the image was encoded twice"
 
 
 def test_run_refuses_what_it_cannot_read(build, tmp_path):
@@ -281,8 +303,12 @@ def test_run_refuses_what_it_cannot_read(build, tmp_path):
     assert missing.exit_code == 2
     assert "holds no manifest.json" in missing.output
     (tmp_path / "x.png").write_text("no image")
-    broken = vlmconvert(
-        "run", build("--llm", "fp16", "--vision", "fp16"), "--image", tmp_path / "x.png", "--prompt", "x"
-    )
+    folder = build("--llm", "fp32", "--vision", "fp32")
+    broken = vlmconvert("run", folder, "--image", tmp_path / "x.png", "--prompt", "x")
     assert broken.exit_code == 2
     assert "cannot be read" in broken.output
+    assert vlmconvert("run", folder).exit_code == 2
+    unknown = vlmconvert("run", folder, "--prompt", "x", "--device", "TPU")
+    assert unknown.exit_code == 2
+    assert "for TPU" in unknown.output
+    assert vlmconvert("run", folder, "--prompt", "x", "--ov-config", "THREADS").exit_code == 2

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+import click
 
 from manifests.errors import BadInputError
 
-__all__ = ["COMMANDS", "at_least", "counts", "new_file", "ov_options"]
+__all__ = ["COMMANDS", "at_least", "check_new_file", "device_options", "parse_counts", "parse_ov_config"]
 
 # Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
 COMMANDS = {
     "run": "vlmconvert.commands.run:run",
-    "bench": "vlmconvert.commands.bench:bench",
+    "evaluate": "vlmconvert.commands.evaluate:evaluate",
     "check": "vlmconvert.commands.check:check",
+    "bench": "vlmconvert.commands.bench:bench",
 }
 
 
@@ -23,26 +27,48 @@ def at_least(name: str, value: int, least: int) -> None:
         raise BadInputError(f"--{name.replace('_', '-')} {value} is too small: use {least} or more")
 
 
-def counts(name: str, text: str) -> tuple[int, ...]:
-    """The numbers of a list such as 1,2,4, each once and in order."""
+def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of every command that runs an artifact: `device`, `ov_config`, `cache_dir`."""
+    options = (
+        click.option("--device", default="CPU", show_default=True, help="OpenVINO device: CPU, GPU, GPU.1, AUTO, ..."),
+        click.option(
+            "--ov-config", multiple=True, metavar="KEY=VALUE", help="OpenVINO compile option; may be repeated."
+        ),
+        click.option("--cache-dir", type=click.Path(path_type=Path), help="Where OpenVINO keeps compiled models."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def parse_ov_config(entries: Iterable[str]) -> dict[str, str]:
+    """`KEY=VALUE` entries as OpenVINO takes them.
+
+    Raises:
+        BadInputError: if an entry has no value.
+    """
+    options = {}
+    for entry in entries:
+        key, separator, value = entry.partition("=")
+        if not separator or not key:
+            raise BadInputError(f"--ov-config {entry} is not KEY=VALUE: write for example INFERENCE_NUM_THREADS=4")
+        options[key] = value
+    return options
+
+
+def parse_counts(name: str, text: str) -> tuple[int, ...]:
+    """The numbers of a list such as 1,2,4, each once and in order.
+
+    Raises:
+        BadInputError: if a part is no whole number from 1.
+    """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise BadInputError(f"--{name} {text} is no list of whole numbers from 1: write it as 1,2,4")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def ov_options(values: Iterable[str]) -> dict[str, str]:
-    """OpenVINO compile options from KEY=VALUE texts."""
-    options = {}
-    for text in values:
-        key, sign, value = text.partition("=")
-        if not (key and sign):
-            raise BadInputError(f"--ov-config {text} has no value: write it as KEY=VALUE")
-        options[key] = value
-    return options
-
-
-def new_file(name: str, path: Path | None) -> None:
+def check_new_file(name: str, path: Path | None) -> None:
     """Refuse a file that cannot be written, before the work whose result it takes."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise BadInputError(f"--{name} {path} cannot be written: give a file in a folder that exists")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vlmconvert.commands import at_least, counts, new_file, ov_options
+from vlmconvert.commands import at_least, check_new_file, device_options, parse_counts, parse_ov_config
 
 __all__ = ["bench"]
 
@@ -37,8 +37,6 @@ __all__ = ["bench"]
     type=click.Path(path_type=Path),
     help="Another artifact, or the folder of a checkpoint, which PyTorch runs.",
 )
-@click.option("--device", default="CPU", show_default=True, help="OpenVINO device.")
-@click.option("--ov-config", multiple=True, metavar="K=V", help="OpenVINO compile option; may be given again.")
 @click.option(
     "--dtype",
     type=click.Choice(("bf16", "f32")),
@@ -50,6 +48,7 @@ __all__ = ["bench"]
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Where the record goes.  [default: FOLDER/bench.json]"
 )
+@device_options
 def bench(folder: Path, csv_file: Path | None, json_file: Path | None, **values: Any) -> None:
     """See the help."""
     from manifests.bench import BENCH_NAME
@@ -60,10 +59,10 @@ def bench(folder: Path, csv_file: Path | None, json_file: Path | None, **values:
 
     for name, least in (("new_tokens", 2), ("images", 0), ("repeats", 1), ("warmup", 0)):
         at_least(name, values[name], least)
-    batches = counts("batch", values.pop("batch"))
-    ov_config = ov_options(values.pop("ov_config"))
+    batches = parse_counts("batch", values.pop("batch"))
+    ov_config = parse_ov_config(values.pop("ov_config"))
     for option, path in (("csv", csv_file), ("json", json_file)):
-        new_file(option, path)
+        check_new_file(option, path)
     reporter = Reporter()
     result = measure(BenchRequest(folder, batches, ov_config=ov_config, **values), reporter)
     write_atomically(json_file or folder / BENCH_NAME, result.model_dump_json(indent=2) + "\n")

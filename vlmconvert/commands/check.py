@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vlmconvert.commands import at_least, new_file
+from vlmconvert.commands import at_least, check_new_file, device_options, parse_ov_config
 
 __all__ = ["check"]
 
@@ -17,8 +17,8 @@ __all__ = ["check"]
     help="""Compare an artifact with a baseline on the same samples; exit code 1 if a limit is broken.
 
     Where both sides have been evaluated on the same data, their evaluations are compared; else both answer now. A drop is
-    said to be larger than chance by McNemar's exact test or, for graded scores, by a paired bootstrap. A manifest.json alone
-    has one figure, which is compared unpaired.
+    tested for chance: McNemar's exact test or, for graded scores, a paired bootstrap. A manifest.json alone has one figure,
+    which is compared unpaired.
 
     \b
     Examples:
@@ -31,9 +31,7 @@ __all__ = ["check"]
 @click.option(
     "--baseline", type=click.Path(path_type=Path), required=True, help="Another artifact, or its manifest.json."
 )
-@click.option(
-    "--data", help="scenes, a folder of images, or a datasets id[:split].  [default: as evaluated, or scenes]"
-)
+@click.option("--data", help="Samples, as in evaluate.  [default: what both were evaluated on, or scenes]")
 @click.option("--samples", default=200, show_default=True, help="Samples, where both sides answer now.")
 @click.option("--max-drop", default=1.0, show_default=True, help="Greatest loss of a score, in percentage points.")
 @click.option("--max-kl", type=float, help="Greatest mean KL divergence from the baseline, in nats.")
@@ -41,6 +39,7 @@ __all__ = ["check"]
 @click.option("--max-latency-ratio", type=float, help="Greatest time for a token, as a multiple of the baseline's.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file.")
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write JUnit XML to this file.")
+@device_options
 def check(folder: Path, baseline: Path, json_file: Path | None, junit_file: Path | None, **values: Any) -> None:
     """See the help."""
     from manifests.files import write_atomically
@@ -51,9 +50,10 @@ def check(folder: Path, baseline: Path, json_file: Path | None, junit_file: Path
 
     at_least("samples", values["samples"], 1)
     for option, path in (("json", json_file), ("junit", junit_file)):
-        new_file(option, path)
+        check_new_file(option, path)
     reporter = Reporter()
-    report = compare(CheckRequest(folder, baseline, **values), reporter)
+    ov_config = parse_ov_config(values.pop("ov_config"))
+    report = compare(CheckRequest(folder, baseline, ov_config=ov_config, **values), reporter)
     if json_file is not None:
         write_atomically(json_file, report.model_dump_json(indent=2) + "\n")
     if junit_file is not None:

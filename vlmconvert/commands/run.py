@@ -2,38 +2,88 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vlmconvert.commands import at_least
+from vlmconvert.commands import at_least, device_options, parse_ov_config
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
+    from vlmconvert.chat import Chat
 
 __all__ = ["run"]
 
 
 @click.command(
-    help="""Ask a finished artifact one question; the answer is printed token by token.
+    help="""Ask a finished artifact something; the answer is printed as it comes, then how long it took.
 
     \b
-    Example:
+    Examples:
       vlmconvert run mllama-openvino-int4-awq-int8-ptq --image scene.png --prompt "What colour is the circle?"
+      vlmconvert run llama-int4 --image a.jpg --image b.jpg --prompt - < question.txt
+      vlmconvert run llama-int4 --image a.jpg --chat
     """
 )
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
     "--image",
-    "image",
+    "images",
     type=click.Path(path_type=Path),
-    help="Image to ask about; leave out for a question in text alone.",
+    multiple=True,
+    help="Image to ask about; may be given several times, or left out for a question in text alone.",
 )
-@click.option("--prompt", required=True, help="The question.")
-@click.option("--max-new-tokens", default=256, show_default=True, help="Most tokens of the answer.")
-@click.option("--device", default="CPU", show_default=True, help="OpenVINO device.")
-def run(folder: Path, image: Path | None, prompt: str, max_new_tokens: int, device: str) -> None:
+@click.option("--prompt", help="The question; - reads it from standard input.")
+@click.option("--chat", is_flag=True, help="Go on asking: one line of standard input a turn, an empty one ends.")
+@click.option("--max-new-tokens", default=256, show_default=True, help="Most tokens of an answer.")
+@device_options
+def run(
+    folder: Path,
+    images: tuple[Path, ...],
+    prompt: str | None,
+    chat: bool,
+    max_new_tokens: int,
+    device: str,
+    ov_config: tuple[str, ...],
+    cache_dir: Path | None,
+) -> None:
     """See the help."""
-    from vlmconvert.ask import ask
+    from calibration.sources import open_image
+    from manifests.errors import BadInputError
+    from vlmconvert.chat import Chat
 
     at_least("max_new_tokens", max_new_tokens, 1)
-    for text in ask(folder, image, prompt, max_new_tokens, device):
-        click.echo(text, nl=False)
+    if prompt == "-":
+        if chat:
+            raise BadInputError(
+                "--prompt - and --chat both read standard input: give the first question as --prompt TEXT"
+            )
+        prompt = sys.stdin.read().strip()
+    if not prompt and not chat:
+        raise BadInputError("there is no question: give --prompt TEXT, --prompt - or --chat")
+    pictures = [open_image(path) for path in images]
+    conversation = Chat(folder, device, parse_ov_config(ov_config), cache_dir, max_new_tokens)
+    if prompt:
+        _answer(conversation, prompt, pictures)
+        pictures = []
+    while chat and (line := _next_line()):
+        _answer(conversation, line, pictures)
+        pictures = []
+
+
+def _answer(conversation: Chat, prompt: str, images: Sequence[Image]) -> None:
+    for piece in conversation.ask(prompt, images):
+        click.echo(piece, nl=False)
     click.echo()
+    click.echo(conversation.timings, err=True)
+
+
+def _next_line() -> str:
+    if sys.stdin.isatty():
+        click.echo("> ", nl=False, err=True)
+    return sys.stdin.readline().strip()

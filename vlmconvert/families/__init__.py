@@ -16,7 +16,7 @@ FAMILIES = {
 
 
 def family_module(name: str) -> ModuleType:
-    """The module of a family, with `ARCHITECTURE`, `PROCESSOR_FILES` and `components(config)`."""
+    """The module of a family, with `ARCHITECTURE`, `PROCESSOR_FILES`, `PROCESSOR_OUTPUTS` and `components(config)`."""
     return importlib.import_module(FAMILIES[name])
 
 

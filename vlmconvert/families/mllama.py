@@ -26,6 +26,14 @@ PROCESSOR_FILES = (
     ("tokenizer.json",),
     ("tokenizer_config.json",),
 )
+PROCESSOR_OUTPUTS = (
+    "input_ids",
+    "attention_mask",
+    "cross_attention_mask",
+    "pixel_values",
+    "aspect_ratio_ids",
+    "aspect_ratio_mask",
+)
 _MODULES = "vlmconvert.families.mllama_modules"
 # The lowest float16, so that the mask stays finite where a device computes in half precision.
 _MASKED = -65504.0

@@ -1,0 +1,135 @@
+"""A conversation with a finished artifact, its answers streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from statistics import fmean
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from calibration.inputs import load_processor
+from manifests.errors import BadInputError
+from vlmconvert import load
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Chat", "ChatTimings"]
+
+
+@dataclass(frozen=True)
+class ChatTimings:
+    """How long one answer took.
+
+    Attributes:
+        vision_ms: the vision encoder; 0 if the images had been encoded for an earlier turn.
+        first_token_ms: the language model's first token.
+        per_token_ms: mean of the tokens after it; None if there was one token.
+        tokens_per_s: all tokens over the whole time, the vision encoder's included.
+    """
+
+    vision_ms: float
+    first_token_ms: float
+    per_token_ms: float | None
+    tokens_per_s: float
+
+    def __str__(self) -> str:
+        rest = "" if self.per_token_ms is None else f", others {self.per_token_ms:.1f} ms"
+        return (
+            f"vision encoder {self.vision_ms:.1f} ms, first token {self.first_token_ms:.1f} ms{rest}, "
+            f"{self.tokens_per_s:.1f} tokens/s"
+        )
+
+
+class Chat:
+    """Turns of questions and answers; images belong to the turn that they are asked with.
+
+    Args:
+        folder: the artifact.
+        device: an OpenVINO device name.
+        ov_config: OpenVINO compile options.
+        cache_dir: where OpenVINO keeps compiled models.
+        max_new_tokens: most tokens of an answer.
+
+    Raises:
+        BadInputError: if the folder is no artifact, or OpenVINO refuses the device or an option.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "CPU",
+        ov_config: Mapping[str, Any] | None = None,
+        cache_dir: Path | None = None,
+        max_new_tokens: int = 256,
+    ) -> None:
+        self._model = load(folder, device, ov_config, cache_dir)
+        self._processor = load_processor(folder)
+        self._max_new_tokens = max_new_tokens
+        self.timings: ChatTimings | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self._messages: list[dict[str, Any]] = []
+        self._images: list[Image] = []
+
+    def ask(self, prompt: str, images: Sequence[Image] = ()) -> Iterator[str]:
+        """Yield the answer piece by piece, as whole characters; both join the conversation when it has been read.
+
+        Decoding follows the artifact's generation config.
+        """
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
+        messages = [*self._messages, {"role": "user", "content": content}]
+        all_images = [*self._images, *images]
+        text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            inputs = self._processor(
+                images=[all_images] if all_images else None, text=[text], return_tensors="pt", add_special_tokens=False
+            )
+        except ValueError as error:
+            raise BadInputError(
+                f"the processor refuses the prompt ({error}): give one image for each that it names"
+            ) from error
+        answer = ""
+        for piece in self._stream(dict(inputs)):
+            answer += piece
+            yield piece
+        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        self._messages, self._images = [*messages, said], all_images
+
+    def _stream(self, inputs: dict[str, Any]) -> Iterator[str]:
+        from transformers import TextStreamer
+
+        pieces: SimpleQueue[str | BaseException | None] = SimpleQueue()
+
+        class Streamer(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                pieces.put(text)
+
+        streamer = Streamer(self._processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+        def work() -> None:
+            try:
+                self._model.generate(**inputs, max_new_tokens=self._max_new_tokens, streamer=streamer)
+                pieces.put(None)
+            except BaseException as error:  # raised again where the answer is read
+                pieces.put(error)
+
+        Thread(target=work, daemon=True).start()
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece:
+                yield piece
+        measured = self._model.runner.timings
+        total = measured.vision + measured.first_token + sum(measured.other_tokens)
+        self.timings = ChatTimings(
+            1000 * measured.vision,
+            1000 * measured.first_token,
+            1000 * fmean(measured.other_tokens) if measured.other_tokens else None,
+            (1 + len(measured.other_tokens)) / total,
+        )
