@@ -34,7 +34,7 @@ from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
 from passes.store import Store, digest, library_versions
 from passes.validate.answers import Distances, distances, read_greedy, write_greedy
 from passes.validate.greedy import Greedy, greedy
-from passes.validate.metrics import evalai, metric
+from passes.validate.metrics import metric
 from vlmconvert.console import Reporter
 from vlmconvert.convert import demo_checkpoint
 from vlmconvert.families import check_family
@@ -169,7 +169,7 @@ def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
     )
     _write(evaluation, predictions, questions, request.results)
     if request.evalai is not None:
-        write_atomically(request.evalai, json.dumps(evalai(predictions)) + "\n")
+        write_atomically(request.evalai, json.dumps(_evalai(predictions)) + "\n")
     return evaluation
 
 
@@ -413,3 +413,7 @@ def _write(evaluation: Evaluation, predictions: list[Prediction], questions: lis
         staging.rename(output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _evalai(predictions: list[Prediction]) -> list[dict[str, Any]]:
+    return [{"question_id": int(item.id), "answer": item.answer} for item in predictions]
