@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,7 @@ def _answer_artifact(
     ends = end_tokens(request.folder)
     answered = []
     with reporter.stage("artifact: answering", len(batches)) as step:
-        for batch, file in zip(batches, reference or [None] * len(batches), strict=True):
+        for batch, file in zip(batches, reference or repeat(None), strict=False):
             key = digest(
                 "artifact answers",
                 _VERSION,
