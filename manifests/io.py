@@ -14,7 +14,7 @@ from manifests.errors import BadInputError
 from manifests.files import write_atomically
 from manifests.model import SCHEMA_VERSION, Manifest
 
-__all__ = ["MANIFEST_NAME", "SCHEMA_FILE", "json_schema", "read_manifest", "write_manifest"]
+__all__ = ["MANIFEST_NAME", "SCHEMA_FILE", "json_schema", "read_manifest", "read_manifest_file", "write_manifest"]
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_FILE = Path(__file__).with_name("manifest-v1.schema.json")
@@ -33,11 +33,15 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BadInputError: if it is missing, is not JSON, has an unknown major version or does not fit the schema.
     """
-    path = folder / MANIFEST_NAME
+    if not (folder / MANIFEST_NAME).exists():
+        raise BadInputError(f"{folder} holds no {MANIFEST_NAME}: give a folder that vlmconvert has written")
+    return read_manifest_file(folder / MANIFEST_NAME)
+
+
+def read_manifest_file(path: Path) -> Manifest:
+    """Read a manifest that may stand alone and under any name; see `read_manifest`."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInputError(f"{folder} holds no {MANIFEST_NAME}: give a folder that vlmconvert has written") from None
     except (OSError, ValueError) as error:
         raise BadInputError(f"{path} cannot be read ({error}): convert the checkpoint again") from error
     version = str(data.get("schema_version", "")) if isinstance(data, dict) else ""

@@ -16,6 +16,8 @@ from torch import nn
 from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration as Model
 
+from passes.export.make_stateful import MakeStatefulPass
+
 
 class PlainCache:
     """The cache that transformers' layers use, over given tensors."""
@@ -143,6 +145,21 @@ def language_model(model: Model) -> ov.Model:
     converted.outputs[0].get_tensor().set_names({"logits"})
     converted.validate_nodes_and_infer_types()
     return converted
+
+
+def stateful_language_model(model: Model) -> ov.Model:
+    """The same with its cache as state, by OpenVINO's own transformation, as optimum-intel does it."""
+    converted = language_model(model)
+    text = model.config.text_config
+    names = [
+        f"present.{index}.{part}"
+        for index in range(text.num_hidden_layers)
+        if index not in text.cross_attention_layers
+        for part in ("key", "value")
+    ]
+    for port, name in zip(converted.outputs[1:], names, strict=True):
+        port.get_tensor().set_names({name})
+    return MakeStatefulPass().apply(converted)
 
 
 def vision_encoder(model: Model) -> ov.Model:

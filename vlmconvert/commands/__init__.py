@@ -10,12 +10,14 @@ import click
 
 from manifests.errors import BadInputError
 
-__all__ = ["COMMANDS", "at_least", "device_options", "parse_ov_config"]
+__all__ = ["COMMANDS", "at_least", "check_new_file", "device_options", "parse_counts", "parse_ov_config"]
 
 # Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
 COMMANDS = {
     "run": "vlmconvert.commands.run:run",
     "evaluate": "vlmconvert.commands.evaluate:evaluate",
+    "check": "vlmconvert.commands.check:check",
+    "bench": "vlmconvert.commands.bench:bench",
 }
 
 
@@ -52,3 +54,21 @@ def parse_ov_config(entries: Iterable[str]) -> dict[str, str]:
             raise BadInputError(f"--ov-config {entry} is not KEY=VALUE: write for example INFERENCE_NUM_THREADS=4")
         options[key] = value
     return options
+
+
+def parse_counts(name: str, text: str) -> tuple[int, ...]:
+    """The numbers of a list such as 1,2,4, each once and in order.
+
+    Raises:
+        BadInputError: if a part is no whole number from 1.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise BadInputError(f"--{name} {text} is no list of whole numbers from 1: write it as 1,2,4")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def check_new_file(name: str, path: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work whose result it takes."""
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise BadInputError(f"--{name} {path} cannot be written: give a file in a folder that exists")

@@ -1,0 +1,386 @@
+"""Whether an artifact is as good as a baseline: the same samples, paired, each figure against its limit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from calibration.inputs import chat_text, load_processor
+from manifests.check import Check, CheckReport, TestRecord
+from manifests.errors import BadInputError
+from manifests.evaluation import EVALUATION_FOLDER, Evaluation, Prediction, read_evaluation, read_predictions
+from manifests.io import read_manifest, read_manifest_file
+from manifests.model import Manifest
+from passes.validate.greedy import forced_logits, greedy
+from passes.validate.paired import compare_paired
+from passes.validate.parity import kl_divergence
+from vlmconvert.bench import BenchRequest, bench
+from vlmconvert.console import Reporter, format_size
+from vlmconvert.evaluate import EvaluationRequest, Question, evaluate, load_questions, manifest_digest
+from vlmconvert.runtime import Runner
+
+__all__ = ["CheckRequest", "check", "check_table"]
+
+_BATCH = 25
+_STEPS = 16  # most tokens of an answer, as in validation
+_LATENCY_TOKENS = 32
+# What a prediction's scores have that says nothing of how good the answer is.
+_NO_QUALITY = {"kl", "token_agreement"}
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """One comparison and its limits; a limit of None is not checked.
+
+    Attributes:
+        folder: the artifact.
+        baseline: another artifact's folder, or its manifest alone.
+        data: a source of samples; None for what both sides have been evaluated on, or scenes.
+        samples: how many, where they are asked now.
+        max_drop: greatest loss of each score, in percentage points.
+        max_kl: greatest mean KL divergence from the baseline along its own answers, in nats.
+        max_size_ratio: greatest size of the graphs, as a multiple of the baseline's.
+        max_latency_ratio: greatest time for each token, as a multiple of the baseline's.
+        device: OpenVINO device name.
+        ov_config: OpenVINO compile options, the same for both sides.
+        cache_dir: where OpenVINO keeps compiled models.
+    """
+
+    folder: Path
+    baseline: Path
+    data: str | None = None
+    samples: int = 200
+    max_drop: float = 1.0
+    max_kl: float | None = None
+    max_size_ratio: float | None = None
+    max_latency_ratio: float | None = None
+    device: str = "CPU"
+    ov_config: Mapping[str, str] = field(default_factory=dict)
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Party:
+    """One side; `folder` is None for a manifest alone."""
+
+    label: str
+    manifest: Manifest
+    folder: Path | None
+
+    @property
+    def graphs(self) -> Path | None:
+        """The folder, if its graphs are there and it can answer."""
+        files = [record.path for component in self.manifest.components for record in component.files]
+        return self.folder if self.folder and all((self.folder / path).exists() for path in files) else None
+
+
+def check(request: CheckRequest, reporter: Reporter) -> CheckReport:
+    """Compare an artifact with a baseline.
+
+    Raises:
+        BadInputError: if a side is no artifact, or a limit needs what the baseline does not have.
+    """
+    artifact, baseline = _party(request.folder), _party(request.baseline)
+    if artifact.graphs is None:
+        raise BadInputError(f"{request.folder} lacks files that its manifest names: convert the checkpoint again")
+    _check_request(request, baseline)
+    data, quality = _quality(request, artifact, baseline, reporter)
+    if request.max_kl is not None and baseline.graphs is not None:
+        quality.append(_divergence(request, request.max_kl, artifact.graphs, baseline.graphs, reporter))
+    checks = [*quality, _size(request, artifact.manifest, baseline.manifest)]
+    if request.max_latency_ratio is not None and baseline.graphs is not None:
+        checks.append(_latency(request, request.max_latency_ratio, artifact.graphs, baseline.graphs, reporter))
+    return CheckReport(
+        artifact=artifact.label,
+        baseline=baseline.label,
+        data=data,
+        checks=checks,
+        worst_block=None if all(item.passed for item in quality) else _worst_block(artifact, baseline),
+    )
+
+
+def check_table(report: CheckReport) -> Table:
+    """Every check with its limit and verdict."""
+    table = Table(title=f"{report.artifact} against {report.baseline}", title_justify="left")
+    table.add_column("check")
+    for column in ("baseline", "artifact", "value", "limit"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    table.add_column("", overflow="fold")
+    for item in report.checks:
+        table.add_row(
+            item.name,
+            _figure(item, item.baseline),
+            _figure(item, item.artifact),
+            f"{item.value:.4g} {item.unit}",
+            "-" if item.limit is None else f"{item.limit:g}",
+            "reported" if item.limit is None else "ok" if item.passed else "FAILED",
+            item.note,
+        )
+    return table
+
+
+def _party(path: Path) -> _Party:
+    if path.is_file():
+        manifest = read_manifest_file(path)
+        return _Party(f"{manifest.name} (manifest)", manifest, None)
+    return _Party(path.resolve().name, read_manifest(path), path)
+
+
+def _check_request(request: CheckRequest, baseline: _Party) -> None:
+    """Refuse limits that the baseline has nothing for, before any work."""
+    if baseline.graphs is not None:
+        return
+    for name, limit in (("--max-kl", request.max_kl), ("--max-latency-ratio", request.max_latency_ratio)):
+        if limit is not None:
+            raise BadInputError(f"{name} needs the baseline's graphs, and {request.baseline} has none: give its folder")
+
+
+def _quality(request: CheckRequest, artifact: _Party, baseline: _Party, reporter: Reporter) -> tuple[str, list[Check]]:
+    """What the scores are from, and a check of each score."""
+    evaluated = _evaluated_scores(request, artifact, baseline, reporter)
+    if evaluated is not None:
+        source, before, after = evaluated
+        return source, [_paired_check(name, before[name], after[name], request.max_drop) for name in before]
+    source = request.data or "scenes"
+    if baseline.graphs is not None:
+        was, now = (_exact_matches(request, party, source, request.samples, reporter) for party in (baseline, artifact))
+        found = _paired_check("exact_match", was, now, request.max_drop)
+        return f"{len(now)} samples of {source}, asked now", [found]
+    return _unpaired(request, artifact, baseline, reporter)
+
+
+def _evaluated_scores(
+    request: CheckRequest, artifact: _Party, baseline: _Party, reporter: Reporter
+) -> tuple[str, dict[str, list[float]], dict[str, list[float]]] | None:
+    """The scores of both sides by metric, if both have been evaluated on the data that is asked for."""
+    first, second = _evaluation(baseline, reporter), _evaluation(artifact, reporter)
+    if first is None or second is None or first.data.digest != second.data.digest:
+        return None
+    if request.data is not None:
+        asked, _questions = load_questions(request.data, first.data.samples, first.data.seed)
+        if asked.digest != first.data.digest:
+            return None
+    predictions = [_predictions(party) for party in (baseline, artifact)]
+    if [item.id for item in predictions[0]] != [item.id for item in predictions[1]]:
+        raise BadInputError(
+            f"the evaluations of {baseline.label} and {artifact.label} name one data set and other samples: "
+            "evaluate both again"
+        )
+    names = set.intersection(*({*item.scores} for side in predictions for item in side)) - _NO_QUALITY
+    if not names:
+        return None
+    before, after = ({name: [item.scores[name] for item in side] for name in sorted(names)} for side in predictions)
+    return f"{len(predictions[0])} samples of {first.data.source}, from both evaluations", before, after
+
+
+def _evaluation(party: _Party, reporter: Reporter) -> Evaluation | None:
+    """A side's evaluation, if it has one of this very build."""
+    if party.folder is None or not (party.folder / EVALUATION_FOLDER).is_dir():
+        return None
+    evaluation = read_evaluation(party.folder / EVALUATION_FOLDER)
+    if evaluation.manifest_sha256 != manifest_digest(party.manifest):
+        reporter.log(f"{party.label}: the evaluation in it is of another build and is not used")
+        return None
+    return evaluation
+
+
+def _predictions(party: _Party) -> list[Prediction]:
+    assert party.folder is not None
+    return list(read_predictions(party.folder / EVALUATION_FOLDER))
+
+
+def _exact_matches(request: CheckRequest, party: _Party, data: str, samples: int, reporter: Reporter) -> list[float]:
+    """1 for each sample that the graphs as they are now answer rightly, to the letter, else 0."""
+    assert party.folder is not None
+    with tempfile.TemporaryDirectory() as temporary:
+        # A store of its own: answers that are kept under the manifest's hash would hide a damaged file.
+        asked = EvaluationRequest(
+            party.folder,
+            checkpoint="",
+            data=data,
+            samples=samples,
+            metrics=("exact_match",),
+            output=Path(temporary) / EVALUATION_FOLDER,
+            block_samples=0,
+            store=Path(temporary) / "store",
+            device=request.device,
+            ov_config=request.ov_config,
+            cache_dir=request.cache_dir,
+        )
+        reporter.log(f"{party.label} ...")
+        evaluate(asked, reporter)
+        return [item.scores["exact_match"] for item in read_predictions(asked.results)]
+
+
+def _paired_check(name: str, before: list[float], after: list[float], limit: float) -> Check:
+    test = compare_paired(before, after)
+    drop = round(100 * test.drop, 6)
+    verdict = "no drop"
+    if drop > 0:
+        verdict = f"the drop is {'' if test.larger_than_chance else 'not '}larger than chance"
+    return Check(
+        name=name,
+        baseline=float(np.mean(before)),
+        artifact=float(np.mean(after)),
+        value=drop,
+        unit="points",
+        limit=limit,
+        passed=drop <= limit,
+        test=TestRecord(
+            method=test.method,
+            samples=test.samples,
+            lost=test.lost,
+            gained=test.gained,
+            p_value=test.p_value,
+            larger_than_chance=test.larger_than_chance,
+        ),
+        note=f"{verdict}: {test.method}, n = {test.samples}, {test.lost} lost, {test.gained} gained, p = {test.p_value:.2g}",
+    )
+
+
+def _unpaired(request: CheckRequest, artifact: _Party, baseline: _Party, reporter: Reporter) -> tuple[str, list[Check]]:
+    """The one figure that a manifest has, beside the artifact's answers to as many of the same questions."""
+    figure = next((item for item in baseline.manifest.validation if item.metric == "exact_match"), None)
+    if figure is None:
+        raise BadInputError(
+            f"{request.baseline} has neither graphs nor an exact_match figure: "
+            "give the artifact's folder, or convert it with validation"
+        )
+    if request.data not in (None, "scenes"):
+        raise BadInputError(
+            f"the figure in {request.baseline} is of the scenes, not of {request.data}: "
+            "give the artifact's folder, or leave out --data"
+        )
+    value = round(float(np.mean(_exact_matches(request, artifact, "scenes", figure.samples, reporter))), 6)
+    drop = round(100 * (figure.value - value), 6)
+    found = Check(
+        name="exact_match",
+        baseline=figure.value,
+        artifact=value,
+        value=drop,
+        unit="points",
+        limit=request.max_drop,
+        passed=drop <= request.max_drop,
+        test=None,
+        note=f"unpaired: the manifest has one figure over {figure.samples} samples, so chance is not tested",
+    )
+    return f"{figure.samples} samples of scenes, asked now, beside the figure in the manifest", [found]
+
+
+def _divergence(request: CheckRequest, limit: float, artifact: Path, baseline: Path, reporter: Reporter) -> Check:
+    """KL of the artifact's next-token distributions from the baseline's, along the baseline's greedy answers."""
+    _samples, questions = load_questions(request.data or "scenes", request.samples, seed=0)
+    processor = load_processor(baseline)
+    first, second = (
+        Runner(folder, request.device, request.ov_config, request.cache_dir) for folder in (baseline, artifact)
+    )
+    values = []
+    with reporter.stage("KL from the baseline", -(-len(questions) // _BATCH)) as step:
+        for start in range(0, len(questions), _BATCH):
+            processed = _process(processor, questions[start : start + _BATCH])
+            expected = greedy(first, processed, first.ends, _STEPS)
+            logits = forced_logits(second, processed, expected.tokens)
+            values.append(kl_divergence(expected.logits, logits)[expected.valid])
+            step(f"{sum(map(len, values))} tokens")
+    tokens = np.concatenate(values)
+    kl = float(f"{tokens.mean():.6g}")
+    return Check(
+        name="kl",
+        baseline=None,
+        artifact=None,
+        value=kl,
+        unit="nats",
+        limit=limit,
+        passed=kl <= limit,
+        test=None,
+        note=f"mean over {len(tokens)} tokens of the baseline's answers to {len(questions)} samples",
+    )
+
+
+def _process(processor: Any, questions: list[Question]) -> dict[str, np.ndarray]:
+    """Questions through the processor, padded on the left."""
+    processed = processor(
+        images=[[question.sample.image] for question in questions],
+        text=[chat_text(processor, ((question.prompt, None),)) for question in questions],
+        return_tensors="np",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+    )
+    return {name: np.asarray(value) for name, value in processed.items()}
+
+
+def _size(request: CheckRequest, artifact: Manifest, baseline: Manifest) -> Check:
+    before, after = (
+        sum(file.size for component in manifest.components for file in component.files)
+        for manifest in (baseline, artifact)
+    )
+    ratio = round(after / before, 6)
+    limit = request.max_size_ratio
+    return Check(
+        name="size",
+        baseline=before,
+        artifact=after,
+        value=ratio,
+        unit="x",
+        limit=limit,
+        passed=limit is None or ratio <= limit,
+        test=None,
+        note="bytes of the graphs, as the manifests have them",
+    )
+
+
+def _latency(request: CheckRequest, limit: float, artifact: Path, baseline: Path, reporter: Reporter) -> Check:
+    asked = BenchRequest(
+        artifact,
+        new_tokens=_LATENCY_TOKENS,
+        baseline=baseline,
+        device=request.device,
+        ov_config=request.ov_config,
+        cache_dir=request.cache_dir,
+    )
+    measured = bench(asked, reporter)
+    assert measured.baseline_rows is not None
+    before, after = measured.baseline_rows[0].per_token_ms.median, measured.rows[0].per_token_ms.median
+    ratio = round(after / before, 6)
+    return Check(
+        name="latency",
+        baseline=before,
+        artifact=after,
+        value=ratio,
+        unit="x",
+        limit=limit,
+        passed=ratio <= limit,
+        test=None,
+        note=f"ms for each of {_LATENCY_TOKENS} tokens on this machine, median of {asked.repeats} in turn",
+    )
+
+
+def _worst_block(artifact: _Party, baseline: _Party) -> str | None:
+    """The block whose error has grown most over the baseline's, if the artifact's evaluation knows its blocks' errors."""
+    errors: list[dict[tuple[str, str], float]] = []
+    for party in (artifact, baseline):
+        folder = party.folder / EVALUATION_FOLDER if party.folder else None
+        blocks = read_evaluation(folder).blocks if folder and folder.is_dir() else []
+        errors.append({(item.component, item.block): item.relative_error for item in blocks})
+    mine, other = errors
+    if not mine:
+        return None
+    component, block = worst = max(mine, key=lambda key: mine[key] - other.get(key, 0.0))
+    before = f", {other[worst]:.2g} in the baseline" if worst in other else ""
+    return f"{component}, {block} (relative error {mine[worst]:.2g}{before})"
+
+
+def _figure(item: Check, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if item.name == "size":
+        return format_size(value)
+    return f"{value:.2%}" if item.unit == "points" else f"{value:.4g}"
