@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
 from passes.store import Store, digest, library_versions
 from passes.validate.answers import Distances, distances, read_greedy, write_greedy
 from passes.validate.greedy import Greedy, greedy
-from passes.validate.metrics import evalai, metric
+from passes.validate.metrics import metric
 from vlmconvert.console import Reporter
 from vlmconvert.convert import demo_checkpoint
 from vlmconvert.families import check_family
@@ -169,7 +170,7 @@ def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
     )
     _write(evaluation, predictions, questions, request.results)
     if request.evalai is not None:
-        write_atomically(request.evalai, json.dumps(evalai(predictions)) + "\n")
+        write_atomically(request.evalai, json.dumps(_evalai(predictions)) + "\n")
     return evaluation
 
 
@@ -284,7 +285,7 @@ def _answer_artifact(
     ends = end_tokens(request.folder)
     answered = []
     with reporter.stage("artifact: answering", len(batches)) as step:
-        for batch, file in zip(batches, reference or [None] * len(batches), strict=True):
+        for batch, file in zip(batches, reference or repeat(None), strict=False):
             key = digest(
                 "artifact answers",
                 _VERSION,
@@ -413,3 +414,7 @@ def _write(evaluation: Evaluation, predictions: list[Prediction], questions: lis
         staging.rename(output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _evalai(predictions: list[Prediction]) -> list[dict[str, Any]]:
+    return [{"question_id": int(item.id), "answer": item.answer} for item in predictions]

@@ -186,7 +186,7 @@ def tokenize(text: str) -> list[str]:
 
     As in the Penn Treebank, a clitic is a word (`man 's`, `do n't`), and a hyphen or a number's point does not split.
     """
-    return _TOKEN.findall(text.lower().replace("’", "'"))  # noqa: RUF001
+    return _TOKEN.findall(text.lower().replace("\u2019", "'"))
 
 
 def metric(name: str) -> Metric:

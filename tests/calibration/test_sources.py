@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from calibration.activations import read_activations, write_activations
-from calibration.sources import CAPTION_PROMPT, SampleSet, load_samples, open_image
+from calibration.sources import CAPTION_PROMPT, Sample, SampleSet, load_samples, open_image
+from calibration.sources.images import StoredImage
 from manifests.errors import BadInputError
 
 
@@ -50,13 +51,60 @@ def test_images_of_one_size_are_calibrated_with_every_tile_count(photos, demo):
     assert mask.sum(axis=-1).ravel().tolist() == [1, 2, 3, 4, 1, 1]
 
 
+def test_several_texts_are_references(photos):
+    rows = [
+        {"file_name": "0.png", "captions": ["black", "dark"]},
+        {
+            "file_name": "1.png",
+            "question": "Which?",
+            "answers": [{"answer": "red"}, {"answer": "maroon"}, {"answer": "maroon"}],
+        },
+        {"file_name": "2.png", "caption": "red"},
+    ]
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    samples = {sample.id: sample for sample in load_samples(str(photos), 10).samples}
+    assert samples["0.png"].turns == ((CAPTION_PROMPT, "black"),)
+    assert samples["0.png"].references == ("black", "dark")
+    assert samples["1.png"].turns == (("Which?", "maroon"),)
+    assert samples["1.png"].references == ("red", "maroon", "maroon")
+    assert samples["2.png"].references == ("red",)
+
+
+def test_digest_changes_with_further_references_only():
+    # Conversions in a store are found by this digest.
+    scenes = load_samples("scenes", 3)
+    assert scenes.digest == "e7a9ca5e0c22d650b679378e7d1e481e192f1343e4fce82f8916be9a922a4563"
+    image = Image.new("RGB", (2, 2))
+    digests = [
+        SampleSet("", None, 0, (Sample("", image, (("Which?", "red"),), references),)).digest
+        for references in ((), ("red",), ("red", "red"), ("red", "maroon"))
+    ]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_a_sample_without_an_answer_has_no_reference(photos):
+    (photos / "1.txt").write_text("")
+    assert {sample.references for sample in load_samples(str(photos), 3).samples} == {()}
+
+
+def test_images_are_decoded_when_asked_for(photos, monkeypatch):
+    reads = []
+    monkeypatch.setattr(StoredImage, "read", lambda image: reads.append(image))
+    samples = load_samples(str(photos), 2)
+    assert not reads
+    assert samples.samples[0].image is None
+    assert len(reads) == 1
+
+
 def test_local_dataset_id(photos):
     rows = [{"file_name": f"{number}.png", "caption": f"image {number}"} for number in range(3)]
     (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    from calibration.sources import _dataset_samples
+    from calibration.sources.hub import hub_samples
 
-    samples = _dataset_samples(str(photos), 2, seed=0).samples
+    samples = hub_samples(str(photos), 2, seed=0).samples
     assert len(samples) == 2
+    assert all(sample.image.size[1] == 20 for sample in samples)
     assert all(sample.turns[0][1].startswith("image ") for sample in samples)
 
 
@@ -67,7 +115,9 @@ def test_local_dataset_id(photos):
         ('{"caption": "x"}', "file_name"),
         ('{"file_name": "../secret.png", "caption": "x"}', "outside the folder"),
         ('{"file_name": "0.png"}', "no caption or answer"),
-        ('{"file_name": "9.png", "caption": "x"}', "does not exist"),
+        ('{"file_name": "9.png", "caption": "x"}', "line 1: image .*9.png does not exist"),
+        ('{"file_name": "\\u0000", "caption": "x"}', "outside the folder"),
+        ('{"file_name": "0.png", "captions": [""]}', "no caption or answer"),
     ],
 )
 def test_bad_metadata_is_one_sentence(photos, line, message):
@@ -79,6 +129,9 @@ def test_bad_metadata_is_one_sentence(photos, line, message):
 def test_unknown_and_empty_sources_are_refused(tmp_path):
     with pytest.raises(BadInputError, match="not a folder"):
         load_samples("./nowhere", 1)
+    for source in ("a.json,b.tsv", "a,b", str(tmp_path / "photo.png")):
+        with pytest.raises(BadInputError, match="not a folder, JSON or TSV files"):
+            load_samples(source, 1)
     with pytest.raises(BadInputError, match="holds no images"):
         load_samples(str(tmp_path), 1)
     with pytest.raises(BadInputError, match="too few"):

@@ -1,0 +1,53 @@
+"""A folder of images, with `metadata.jsonl` or with a caption beside each image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from calibration.sources.images import StoredImage, image_in
+from calibration.sources.samples import CAPTION_PROMPT, Sample, SampleSet, choose, sample_of
+from manifests.errors import BadInputError
+
+__all__ = ["folder_samples"]
+
+_IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def folder_samples(folder: Path, count: int, seed: int) -> SampleSet:
+    """Samples of a folder; an image without a caption has an empty answer.
+
+    Raises:
+        BadInputError: if there is no image, or a line of `metadata.jsonl` is broken.
+    """
+    metadata = folder / "metadata.jsonl"
+    entries = list(_described(metadata) if metadata.exists() else _captioned(folder))
+    return SampleSet(folder.resolve().name, None, seed, tuple(choose(entries, count, seed)))
+
+
+def _described(metadata: Path) -> Iterator[Sample]:
+    folder = metadata.parent
+    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{metadata}, line {number}"
+        try:
+            row: dict[str, Any] = json.loads(line)
+            path = folder / row["file_name"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInputError(f"{where}: not a JSON object with file_name ({error}): mend the line") from error
+        picture = image_in(folder, row["file_name"], where)
+        yield sample_of(path.relative_to(folder).as_posix(), picture, row, where)
+
+
+def _captioned(folder: Path) -> Iterator[Sample]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
+    if not paths:
+        raise BadInputError(f"{folder} holds no images and no metadata.jsonl: give a folder with either")
+    for path in paths:
+        text = path.with_suffix(".txt")
+        caption = text.read_text(encoding="utf-8").strip() if text.exists() else ""
+        picture = StoredImage.in_file(path)
+        yield Sample(path.relative_to(folder).as_posix(), picture, ((CAPTION_PROMPT, caption),))
