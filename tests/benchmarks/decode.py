@@ -4,24 +4,27 @@
     python -m tests.benchmarks.decode --checkpoint build/benchmarks/mllama-20 --new-tokens 32 --rounds 3
 
 In every round our graphs and each other way run in fresh processes of their own and take turns, answer by answer. A ratio
-is the median over the rounds; the ratio of the best answers says the same where other work disturbs the machine. The two
-OpenVINO ways have the same vision encoder, precision and compile options.
+is the median over the rounds. The two OpenVINO ways have the same vision encoder, precision and compile options; they are
+also run in one process, token by token in turn, which other work on the machine disturbs least: that ratio has the limit.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
 import click
 
-from vlmconvert.bench import BenchRequest, bench
+from vlmconvert.bench import BenchRequest, bench, bench_prompts
 from vlmconvert.console import Reporter
 from vlmconvert.convert import demo_checkpoint
+from vlmconvert.runtime import Runner
 
 LEAST_RATIO = 0.98
 
@@ -51,9 +54,36 @@ def write_whole_language_model(checkpoint: Path, folder: Path) -> None:
 
     language = next(item for item in read_manifest(folder).components if item.name == "language_model")
     half = language.precision == "fp16"
-    graph = peer.stateful_language_model(peer.load(checkpoint, torch.bfloat16 if half else torch.float32))
+    # Not bfloat16: its weights would stay so, and ours are float16.
+    graph = peer.stateful_language_model(peer.load(checkpoint, torch.float16 if half else torch.float32))
     graph = SliceLmHeadPass().apply(graph)
     ov.save_model(graph, folder / "openvino_language_model.xml", compress_to_fp16=half)
+
+
+def ratio_by_steps(ours: Path, whole: Path, new_tokens: int, repeats: int) -> float:
+    """Our tokens per second over the whole graph's, with neither favoured for being opened first, which costs some percent."""
+    forth, back = steps_ratio(ours, whole, new_tokens, repeats), steps_ratio(whole, ours, new_tokens, repeats)
+    return math.sqrt(forth / back)
+
+
+def steps_ratio(left: Path, right: Path, new_tokens: int, repeats: int) -> float:
+    """Speed of `left` over that of `right`: the median of the ratios of neighbouring steps."""
+    prompts = bench_prompts(left, "mllama", batch=1, images=1)
+    first, second = Runner(left), Runner(right)
+    ratios = []
+    for number in range(repeats + 1):
+        tokens = [runner.prefill(prompts[0])[:, -1].argmax(axis=-1) for runner in (first, second)]
+        for step in range(new_tokens - 1):
+            times = [0.0, 0.0]
+            # Who goes first changes, because the second finds the caches warm or cold of the other's making.
+            for index in (0, 1) if step % 2 == 0 else (1, 0):
+                start = time.perf_counter()
+                logits = (first, second)[index].step(tokens[index])
+                times[index] = time.perf_counter() - start
+                tokens[index] = logits[:, -1].argmax(axis=-1)
+            if number:
+                ratios.append(times[1] / times[0])
+    return median(ratios)
 
 
 @click.command()
@@ -78,24 +108,22 @@ def main(
         convert_whole(checkpoint, ours, whole)
         others = {"whole": (whole, "f32"), "torch-bf16": (checkpoint, "bf16"), "torch-f32": (checkpoint, "f32")}
         reporter = Reporter()
-        medians: dict[str, list[float]] = {way: [] for way in ways.split(",")}
-        best: dict[str, list[tuple[float, float]]] = {way: [] for way in medians}
+        ratios: dict[str, list[float]] = {way: [] for way in ways.split(",")}
         for number in range(rounds):
-            for way in medians:
+            for way in ratios:
                 folder, dtype = others[way]
                 request = BenchRequest(ours, new_tokens=new_tokens, repeats=repeats, baseline=folder, dtype=dtype)
                 result = bench(request, reporter)
-                mine, other = result.rows[0].per_token_ms, result.baseline_rows[0].per_token_ms
-                medians[way].append(other.median / mine.median)
-                best[way].append((mine.low, other.low))
-                click.echo(
-                    f"round {number + 1}  ours {1000 / mine.median:.1f} tokens/s  {way} {1000 / other.median:.1f} tokens/s"
-                )
-    for way, ratios in medians.items():
-        fastest = min(other for _, other in best[way]) / min(mine for mine, _ in best[way])
-        click.echo(f"ours / {way}: {median(ratios):.3f} (median), {fastest:.3f} (best)")
-    if "whole" in medians and median(medians["whole"]) < LEAST_RATIO:
-        raise SystemExit(f"ours decodes slower than {LEAST_RATIO} x the whole graph")
+                mine, other = result.rows[0].per_token_ms.median, result.baseline_rows[0].per_token_ms.median
+                ratios[way].append(other / mine)
+                click.echo(f"round {number + 1}  ours {1000 / mine:.1f} tokens/s  {way} {1000 / other:.1f} tokens/s")
+        for way, found in ratios.items():
+            click.echo(f"ours / {way}: {median(found):.3f}")
+        if "whole" in ratios:
+            ratio = ratio_by_steps(ours, whole, new_tokens, repeats)
+            click.echo(f"ours / whole, token by token: {ratio:.3f}")
+            if ratio < LEAST_RATIO:
+                raise SystemExit(f"ours decodes slower than {LEAST_RATIO} x the whole graph")
 
 
 if __name__ == "__main__":
