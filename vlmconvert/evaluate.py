@@ -35,7 +35,9 @@ from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
 from passes.store import Store, digest, library_versions
 from passes.validate.answers import Distances, distances, read_greedy, write_greedy
 from passes.validate.greedy import Greedy, greedy
+from passes.validate.metrics import METRICS as TEXTS
 from passes.validate.metrics import metric
+from passes.validate.vqa import evalai
 from vlmconvert.console import Reporter
 from vlmconvert.convert import demo_checkpoint
 from vlmconvert.families import check_family
@@ -57,7 +59,7 @@ __all__ = [
 
 # Metrics of the two sides' tokens and probabilities; the others are metrics of texts.
 _DISTANCES = ("token_agreement", "kl", "perplexity")
-TEXT_METRICS = ("exact_match", "vqa", "cider", "bleu4", "rouge_l")
+TEXT_METRICS = tuple(TEXTS)
 METRICS = (*TEXT_METRICS, *_DISTANCES)
 DEFAULT_METRICS = ("exact_match", *_DISTANCES)
 _VERSION = 1
@@ -170,7 +172,7 @@ def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
     )
     _write(evaluation, predictions, questions, request.results)
     if request.evalai is not None:
-        write_atomically(request.evalai, json.dumps(_evalai(predictions)) + "\n")
+        write_atomically(request.evalai, json.dumps(evalai(predictions)) + "\n")
     return evaluation
 
 
@@ -414,7 +416,3 @@ def _write(evaluation: Evaluation, predictions: list[Prediction], questions: lis
         staging.rename(output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _evalai(predictions: list[Prediction]) -> list[dict[str, Any]]:
-    return [{"question_id": int(item.id), "answer": item.answer} for item in predictions]
