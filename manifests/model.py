@@ -13,6 +13,7 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "Port",
+    "Sha256",
     "Source",
     "Validation",
 ]
@@ -76,6 +77,7 @@ class Component(_Record):
     state: list[str] = Field(description="names of the state variables that the graph keeps between calls")
     logits: Literal["last", "all"] | None = Field(description="which positions have logits; null if there are none")
     weights: dict[str, int] = Field(description="count of weight values of each dtype, read from the artifact")
+    blocks: dict[str, Sha256] = Field(description="SHA-256 over the constants of each block, in the graph's order")
     passes: list[str] = Field(description="canonical lines of the passes, in the order they ran")
     fallbacks: list[str] = Field(description="layers that could not be compressed as asked, and what was done instead")
 
