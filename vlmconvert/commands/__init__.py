@@ -9,6 +9,7 @@ __all__ = ["COMMANDS", "at_least"]
 # Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
 COMMANDS = {
     "run": "vlmconvert.commands.run:run",
+    "verify": "vlmconvert.commands.verify:verify",
 }
 
 
