@@ -8,6 +8,7 @@ from typing import Any
 
 from manifests.model import Component as ComponentRecord
 from manifests.model import FileRecord, Port
+from passes.export.checksums import block_checksums
 from passes.export.ir import count_weights
 from passes.split import Component
 from vlmconvert.plan import ComponentPlan
@@ -63,6 +64,7 @@ def describe_component(plan: ComponentPlan, files: list[FileRecord], folder: Pat
         state=sorted(state),
         logits=None if not component.logits else "last" if last else "all",
         weights=count_weights(xml),
+        blocks=block_checksums(xml, component),
         passes=[str(step) for step in plan.passes],
         fallbacks=list(plan.fallbacks),
     )

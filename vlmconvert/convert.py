@@ -17,7 +17,7 @@ from calibration.scenes import Split
 from calibration.sources import load_samples
 from manifests.errors import BadInputError
 from manifests.files import file_record, write_atomically
-from manifests.io import MANIFEST_NAME, read_manifest, write_manifest
+from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, read_manifest, write_manifest
 from manifests.model import Calibration, Manifest, Source, Validation
 from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
 from passes.store import Store, library_versions
@@ -236,7 +236,7 @@ def _publish(staging: Path, output: Path, manifest: Manifest, force: bool, repor
         if existing.model_copy(update={"validation": manifest.validation}) == manifest:
             reporter.log(f"{output} already holds this result")
             if manifest.validation:
-                for name in (MANIFEST_NAME, "README.md"):
+                for name in (MANIFEST_NAME, CHECKSUM_NAME, "README.md"):
                     (staging / name).replace(output / name)
             return
         raise BadInputError(

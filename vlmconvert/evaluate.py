@@ -22,6 +22,7 @@ from manifests.errors import BadInputError
 from manifests.evaluation import (
     EVALUATION_FOLDER,
     IMAGES_FOLDER,
+    BlockError,
     DataRecord,
     Evaluation,
     Figure,
@@ -38,6 +39,7 @@ from passes.validate.greedy import Greedy, greedy
 from passes.validate.metrics import METRICS as TEXTS
 from passes.validate.metrics import metric
 from passes.validate.vqa import evalai
+from vlmconvert.blocks import block_errors
 from vlmconvert.console import Reporter
 from vlmconvert.convert import demo_checkpoint
 from vlmconvert.families import check_family
@@ -167,7 +169,7 @@ def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
             digest=samples.digest,
         ),
         figures=_figures(request.metrics, predictions, answered),
-        blocks=[],
+        blocks=_block_errors(request, conversion, samples, reporter) if conversion else [],
         environment=library_versions(),
     )
     _write(evaluation, predictions, questions, request.results)
@@ -244,6 +246,28 @@ def _open_checkpoint(
                 f"{request.folder} was not made from {folder}: {record.path} differs; give the checkpoint that it was made from"
             )
     return conversion
+
+
+def _block_errors(
+    request: EvaluationRequest, conversion: Conversion, samples: SampleSet, reporter: Reporter
+) -> list[BlockError]:
+    """Each block beside the checkpoint's, on the first samples; kept in the store like the answers."""
+    if not request.block_samples:
+        return []
+    few = samples.first(request.block_samples)
+    manifest = read_manifest(request.folder)
+    key = digest(
+        "block errors", _VERSION, manifest_digest(manifest), conversion.identity, few.digest, library_versions()
+    )
+    total = sum(len(component.blocks) for component in conversion.components)
+
+    def make(folder: Path) -> None:
+        with reporter.stage("error of each block", total) as step:
+            errors = block_errors(request.folder, conversion.checkpoint.folder, few, step)
+        (folder / _ANSWERS).write_text(json.dumps([item.model_dump() for item in errors]), encoding="utf-8")
+
+    kept = conversion.store.get_or_make(key, make) / _ANSWERS
+    return [BlockError(**item) for item in json.loads(kept.read_text(encoding="utf-8"))]
 
 
 def _answer_checkpoint(

@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "vlmconvert.commands.evaluate:evaluate",
     "check": "vlmconvert.commands.check:check",
     "bench": "vlmconvert.commands.bench:bench",
+    "verify": "vlmconvert.commands.verify:verify",
 }
 
 
