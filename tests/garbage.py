@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from manifests.files import file_record
 from manifests.io import read_manifest, write_manifest
-from passes.export.checksums import block_constants, block_checksums
+from passes.export.checksums import block_checksums, block_constants
 from vlmconvert.families import family_module
 
 LANGUAGE_MODEL = "openvino_language_model.xml"

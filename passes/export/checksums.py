@@ -13,7 +13,7 @@ from manifests.errors import ConversionError
 from passes.export.stitch import block_prefixes
 from passes.split import Component
 
-__all__ = ["block_constants", "block_checksums"]
+__all__ = ["block_checksums", "block_constants"]
 
 _CHUNK = 1 << 18
 _THREADS = 2
