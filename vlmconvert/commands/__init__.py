@@ -14,11 +14,12 @@ __all__ = ["COMMANDS", "at_least", "check_new_file", "device_options", "parse_co
 
 # Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
 COMMANDS = {
-    "report": "vlmconvert.commands.report:report",
     "run": "vlmconvert.commands.run:run",
+    "demo": "vlmconvert.commands.demo:demo",
     "evaluate": "vlmconvert.commands.evaluate:evaluate",
     "check": "vlmconvert.commands.check:check",
     "bench": "vlmconvert.commands.bench:bench",
+    "report": "vlmconvert.commands.report:report",
 }
 
 
