@@ -20,9 +20,10 @@ from manifests.model import Manifest
 from passes.validate.greedy import forced_logits, greedy
 from passes.validate.paired import compare_paired
 from passes.validate.parity import kl_divergence
+from vlmconvert.artifact import manifest_digest
 from vlmconvert.bench import BenchRequest, bench
 from vlmconvert.console import Reporter, format_size
-from vlmconvert.evaluate import EvaluationRequest, Question, evaluate, load_questions, manifest_digest
+from vlmconvert.evaluate import EvaluationRequest, Question, evaluate, load_questions
 from vlmconvert.runtime import Runner
 
 __all__ = ["CheckRequest", "check", "check_table"]

@@ -39,6 +39,7 @@ from passes.validate.greedy import Greedy, greedy
 from passes.validate.metrics import METRICS as TEXTS
 from passes.validate.metrics import metric
 from passes.validate.vqa import evalai
+from vlmconvert.artifact import manifest_digest
 from vlmconvert.blocks import block_errors
 from vlmconvert.console import Reporter
 from vlmconvert.convert import demo_checkpoint
@@ -56,7 +57,6 @@ __all__ = [
     "Question",
     "evaluate",
     "load_questions",
-    "manifest_digest",
 ]
 
 # Metrics of the two sides' tokens and probabilities; the others are metrics of texts.
@@ -209,11 +209,6 @@ class _Answered:
 
     answers: list[str]
     distances: Distances | None
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 of a manifest without its figures, which do not change what the artifact answers."""
-    return digest(manifest.model_copy(update={"validation": []}).model_dump(mode="json"))
 
 
 def _open_checkpoint(
