@@ -29,7 +29,7 @@ def format_figure(value: float | None, metric: str) -> str:
     if value is None:
         return ""
     if metric in SHARES:
-        return f"{100 * value:.1f} %"
+        return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
     return f"{value:.2g}" if metric == "kl" else f"{value:.4g}"
 
 

@@ -147,6 +147,13 @@ def test_gallery_has_each_sample_once_and_the_worst_first(html):
     assert dict(questions)["2"] == "1, 2"
 
 
+def test_gallery_is_as_long_as_asked(artifacts):
+    assert render_report(artifacts, most_samples=2).count("<img ") == 2
+    empty = render_report(artifacts, most_samples=0)
+    assert "<img " not in empty
+    assert "Every answer" not in empty
+
+
 def test_thumbnails_come_from_the_evaluation_or_are_drawn_again(write_artifact):
     folder = write_artifact("pictures", "int4", "int8", (1_000_000, 1_000_000), 2)
     variant = read_variants([folder])[0]
@@ -178,7 +185,7 @@ def test_evaluation_of_another_build_is_refused(write_artifact):
 
 
 def test_figures_are_read_as_their_metric():
-    assert format_figure(0.985, "exact_match") == "98.5 %"
+    assert format_figure(0.985, "exact_match") == "98.5\N{NO-BREAK SPACE}%"
     assert format_figure(0.853, "cider") == "0.853"
     assert format_figure(0.00034, "kl") == "0.00034"
     assert format_change(0.9702, 0.985, "vqa") == "-1.5 pp"
