@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from calibration.inputs import chat_text, load_processor
+from calibration.inputs import load_processor, prompt_inputs
 from calibration.scenes import Split
 from calibration.sources import load_samples
 from manifests.check import Check, CheckReport, TestRecord
@@ -33,7 +32,7 @@ from vlmconvert.artifact import manifest_digest
 from vlmconvert.bench import BenchRequest, bench
 from vlmconvert.blocks import block_errors
 from vlmconvert.console import Reporter, format_size
-from vlmconvert.evaluate import EvaluationRequest, Question, evaluate, load_questions
+from vlmconvert.evaluate import EvaluationRequest, evaluate, load_questions
 from vlmconvert.runtime import Runner
 
 __all__ = ["CheckRequest", "check", "check_table"]
@@ -309,7 +308,10 @@ def _divergence(request: CheckRequest, limit: float, artifact: Path, baseline: P
     values = []
     with reporter.stage("KL from the baseline", -(-len(questions) // _BATCH)) as step:
         for start in range(0, len(questions), _BATCH):
-            processed = _process(processor, questions[start : start + _BATCH])
+            asked = questions[start : start + _BATCH]
+            processed = prompt_inputs(
+                processor, [question.sample.image for question in asked], [question.prompt for question in asked]
+            )
             expected = greedy(first, processed, first.ends, _STEPS)
             logits = forced_logits(second, processed, expected.tokens)
             values.append(kl_divergence(expected.logits, logits)[expected.valid])
@@ -327,19 +329,6 @@ def _divergence(request: CheckRequest, limit: float, artifact: Path, baseline: P
         test=None,
         note=f"mean over {len(tokens)} tokens of the baseline's answers to {len(questions)} samples",
     )
-
-
-def _process(processor: Any, questions: list[Question]) -> dict[str, np.ndarray]:
-    """Questions through the processor, padded on the left."""
-    processed = processor(
-        images=[[question.sample.image] for question in questions],
-        text=[chat_text(processor, ((question.prompt, None),)) for question in questions],
-        return_tensors="np",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=False,
-    )
-    return {name: np.asarray(value) for name, value in processed.items()}
 
 
 def _size(request: CheckRequest, artifact: Manifest, baseline: Manifest) -> Check:

@@ -188,23 +188,15 @@ def _validate(request: Request, conversion: Conversion, staging: Path, reporter:
 
 def _batches(processor: Any, count: int, size: int = 25) -> Iterator[Batch]:
     """Held-out scenes, the first question of each, as left-padded batches."""
-    import numpy as np
-
-    from calibration.inputs import chat_text
+    from calibration.inputs import prompt_inputs
     from passes.validate.protocol import Batch
 
     samples = load_samples("scenes", count, split=Split.TEST).samples
     for first in range(0, count, size):
         chosen = samples[first : first + size]
-        processed = processor(
-            images=[[sample.image] for sample in chosen],
-            text=[chat_text(processor, ((sample.turns[0][0], None),)) for sample in chosen],
-            return_tensors="np",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
+        arrays = prompt_inputs(
+            processor, [sample.image for sample in chosen], [sample.turns[0][0] for sample in chosen]
         )
-        arrays = {name: np.asarray(value) for name, value in processed.items()}
         yield Batch(arrays, tuple(sample.turns[0][1] for sample in chosen))
 
 

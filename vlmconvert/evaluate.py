@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from calibration.inputs import chat_text, load_processor
+from calibration.inputs import load_processor, prompt_inputs
 from calibration.scenes import Split
 from calibration.sources import Sample, SampleSet, load_samples
 from manifests.errors import BadInputError
@@ -191,16 +191,9 @@ class _Batch:
         return digest(samples.digest, [question.prompt for question in self.questions])
 
     def process(self, processor: Any) -> dict[str, np.ndarray]:
-        """Through the processor, padded on the left."""
-        processed = processor(
-            images=[[question.sample.image] for question in self.questions],
-            text=[chat_text(processor, ((question.prompt, None),)) for question in self.questions],
-            return_tensors="np",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-        )
-        return {name: np.asarray(value) for name, value in processed.items()}
+        """See `prompt_inputs`."""
+        images = [question.sample.image for question in self.questions]
+        return prompt_inputs(processor, images, [question.prompt for question in self.questions])
 
 
 @dataclass(frozen=True)

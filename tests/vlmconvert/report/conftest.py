@@ -54,6 +54,7 @@ def manifest(llm: str, vision: str, sizes: tuple[int, int], score: float) -> Man
             state=["past_key_values.0.keypresent.0.key"],
             logits="last" if name == "language_model" else None,
             weights=weights,
+            blocks={"layers.0": "0123abcd"},
             passes=["split", "export-openvino{dtype=f32}", *passes],
             fallbacks=["vision_encoder: 3 layers in 8 bit, no group size divides 40"] if precision == "int4" else [],
         )
