@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from calibration.activations import write_activations
 from calibration.sources import SampleSet
 from manifests.errors import BadInputError
 
-__all__ = ["chat_text", "load_processor", "write_inputs"]
+__all__ = ["chat_text", "load_processor", "prompt_inputs", "write_inputs"]
 
 
 def load_processor(folder: Path) -> Any:
@@ -53,6 +54,19 @@ def chat_text(processor: Any, turns: tuple[tuple[str, str | None], ...], images:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     text: str = processor.apply_chat_template(messages, add_generation_prompt=turns[-1][1] is None, tokenize=False)
     return text
+
+
+def prompt_inputs(processor: Any, images: Sequence[Image], prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """A batch of questions about one image each through the processor, padded on the left, as numpy arrays."""
+    processed = processor(
+        images=[[image] for image in images],
+        text=[chat_text(processor, ((prompt, None),)) for prompt in prompts],
+        return_tensors="np",
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+    )
+    return {name: np.asarray(value) for name, value in processed.items()}
 
 
 def write_inputs(

@@ -33,7 +33,7 @@ class Check(_Record):
     baseline: float | None = Field(description="the baseline's own figure, if it has one")
     artifact: float | None
     value: float = Field(description="drop in percentage points, KL in nats, or artifact over baseline")
-    unit: Literal["points", "nats", "x"]
+    unit: Literal["points", "nats", "relative", "x"]
     limit: float | None = Field(description="greatest value that passes; null if it is only reported")
     passed: bool
     test: TestRecord | None

@@ -11,20 +11,37 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from manifests.errors import BadInputError
-from manifests.files import write_atomically
+from manifests.files import sha256_file, write_atomically
 from manifests.model import SCHEMA_VERSION, Manifest
 
-__all__ = ["MANIFEST_NAME", "SCHEMA_FILE", "json_schema", "read_manifest", "read_manifest_file", "write_manifest"]
+__all__ = [
+    "CHECKSUM_NAME",
+    "MANIFEST_NAME",
+    "SCHEMA_FILE",
+    "checksum_line",
+    "json_schema",
+    "read_manifest",
+    "read_manifest_file",
+    "write_manifest",
+]
 
 MANIFEST_NAME = "manifest.json"
+# The manifest covers every other file, and this one the manifest.
+CHECKSUM_NAME = f"{MANIFEST_NAME}.sha256"
 SCHEMA_FILE = Path(__file__).with_name("manifest-v1.schema.json")
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> Path:
-    """Write the manifest into `folder`; equal manifests give equal bytes."""
+    """Write the manifest and its checksum into `folder`; equal manifests give equal bytes."""
     path = folder / MANIFEST_NAME
     write_atomically(path, json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / CHECKSUM_NAME, checksum_line(path))
     return path
+
+
+def checksum_line(path: Path) -> str:
+    """What the checksum's file says of a manifest, as `sha256sum --check` reads it."""
+    return f"{sha256_file(path)}  {path.name}\n"
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -13,6 +13,7 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "Port",
+    "Sha256",
     "Source",
     "Validation",
 ]
@@ -20,6 +21,7 @@ __all__ = [
 SCHEMA_VERSION = "1.0"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 
 
 def _stays_inside(path: str) -> str:
@@ -76,6 +78,7 @@ class Component(_Record):
     state: list[str] = Field(description="names of the state variables that the graph keeps between calls")
     logits: Literal["last", "all"] | None = Field(description="which positions have logits; null if there are none")
     weights: dict[str, int] = Field(description="count of weight values of each dtype, read from the artifact")
+    blocks: dict[str, Crc32] = Field(description="CRC-32 over the constants of each block, in the graph's order")
     passes: list[str] = Field(description="canonical lines of the passes, in the order they ran")
     fallbacks: list[str] = Field(description="layers that could not be compressed as asked, and what was done instead")
 

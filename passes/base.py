@@ -38,6 +38,7 @@ _REGISTRY = {
     "compress-int4": "passes.compress.weights:CompressInt4Pass",
     "compress-int4-awq": "passes.compress.weights:CompressInt4AwqPass",
     "quantize-int8-ptq": "passes.compress.int8_ptq:QuantizeInt8PtqPass",
+    "validate-blocks": "passes.validate.blocks:ValidateBlocksPass",
     "validate-parity": "passes.validate.parity:ValidateParityPass",
     "validate-accuracy": "passes.validate.accuracy:ValidateAccuracyPass",
 }

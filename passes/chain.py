@@ -6,9 +6,13 @@ compressed alone. Only one block's weights are in memory at a time.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
 
 from calibration.activations import BlockInputs, read_activations, write_activations
 from passes.checkpoint import Checkpoint
@@ -16,10 +20,45 @@ from passes.export.template import BlockSource, Templates
 from passes.split import Block, Component
 from passes.store import Store, digest
 
-__all__ = ["FloatChain"]
+if TYPE_CHECKING:
+    import openvino as ov
+
+__all__ = ["BlockModels", "CheckpointBlocks", "FloatChain", "compile_block"]
+
+# What is shown of a block for one sample: its inputs and its outputs by port. The outputs are views of a reused buffer.
+Look = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], None]
 
 VERSION = 1
 _INPUTS = -1
+
+
+class BlockModels(Protocol):
+    """Where the graphs of single blocks come from: a checkpoint, or a finished artifact."""
+
+    def model(self, component: Component, block: Block) -> ov.Model:
+        """One block with its weights, its inputs and outputs in the order of the kind's ports and named after them."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckpointBlocks:
+    """The float blocks of a checkpoint."""
+
+    checkpoint: Checkpoint
+    templates: Templates
+
+    def model(self, component: Component, block: Block) -> ov.Model:
+        """See `BlockModels`."""
+        return BlockSource(self.checkpoint, self.templates, block).model()
+
+
+def compile_block(model: ov.Model) -> ov.CompiledModel:
+    """A block for the CPU, computing in float32 whatever its weights are stored in."""
+    import openvino as ov
+
+    return ov.Core().compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    )
 
 
 @dataclass
@@ -30,15 +69,15 @@ class FloatChain:
     by name (the language model its cross-attention keys and values), else in the samples' inputs.
 
     Attributes:
-        identity: digest of checkpoint, templates and library versions, which all results depend on.
+        blocks: the blocks that the activations flow through.
+        identity: digest of the blocks' weights, their templates and the library versions, which all results depend on.
         samples: folder with the samples' inputs, as `calibration.inputs.write_inputs` leaves it.
         samples_key: digest of those inputs.
         count: how many samples flow through the chain.
     """
 
     store: Store
-    checkpoint: Checkpoint
-    templates: Templates
+    blocks: BlockModels
     components: tuple[Component, ...]
     identity: str
     samples: Path
@@ -86,6 +125,13 @@ class FloatChain:
             }
             for sample in sorted(self.samples.iterdir())[: self.count]
         )
+
+    def visit(self, number: int, look: Look) -> None:
+        """Compute a block on all samples and show each sample's inputs and outputs, of which later blocks' are kept."""
+        for producer, _ in self._producers[number].values():
+            self._ensure(producer)
+        self.store.remove(self._key(number))
+        self.store.get_or_make(self._key(number), partial(self._run, number, look=look))
 
     def inputs_key(self, number: int) -> str:
         """Digest of a block's inputs."""
@@ -148,23 +194,19 @@ class FloatChain:
         for current in sorted(needed):
             self.store.get_or_make(self._key(current), partial(self._run, current))
 
-    def _run(self, number: int, folder: Path) -> None:
-        import openvino as ov
-
+    def _run(self, number: int, folder: Path, look: Look | None = None) -> None:
         component, block = self._nodes[number]
         wanted = self._wanted(number)
         ports = [port.name for port in component.kinds[block.kind].outputs]
-        model = BlockSource(self.checkpoint, self.templates, block).model()
-        compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        del model
-        request = compiled.create_infer_request()
+        request = compile_block(self.blocks.model(component, block)).create_infer_request()
         for inputs in self.inputs(number):
             sample = next(iter(inputs.values()))[0].name
-            request.infer(read_activations(inputs), share_inputs=True)
-            write_activations(
-                folder / sample,
-                {port: request.get_output_tensor(index).data for index, port in enumerate(ports) if port in wanted},
-            )
+            values = read_activations(inputs)
+            request.infer(values, share_inputs=True)
+            outputs = {port: request.get_output_tensor(index).data for index, port in enumerate(ports)}
+            write_activations(folder / sample, {port: value for port, value in outputs.items() if port in wanted})
+            if look is not None:
+                look(values, outputs)
 
     def _wanted(self, number: int) -> set[str]:
         """Ports of a block that a later block reads."""

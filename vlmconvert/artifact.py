@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from manifests.model import Component as ComponentRecord
-from manifests.model import FileRecord, Port
+from manifests.model import FileRecord, Manifest, Port
+from passes.export.checksums import block_checksums
 from passes.export.ir import count_weights
 from passes.split import Component
+from passes.store import digest
 from vlmconvert.plan import ComponentPlan
 
-__all__ = ["describe_component", "link_or_copy", "processor_files"]
+__all__ = ["describe_component", "link_or_copy", "manifest_digest", "processor_files"]
 
 
 def processor_files(folder: Path) -> list[Path]:
@@ -32,6 +34,11 @@ def processor_files(folder: Path) -> list[Path]:
         "vocab.json",
     }
     return [path for path in sorted(folder.iterdir()) if path.name in names]
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """SHA-256 of a manifest without its figures, which do not change what the artifact answers."""
+    return digest(manifest.model_copy(update={"validation": []}).model_dump(mode="json"))
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -63,6 +70,7 @@ def describe_component(plan: ComponentPlan, files: list[FileRecord], folder: Pat
         state=sorted(state),
         logits=None if not component.logits else "last" if last else "all",
         weights=count_weights(xml),
+        blocks=block_checksums(xml, component),
         passes=[str(step) for step in plan.passes],
         fallbacks=list(plan.fallbacks),
     )

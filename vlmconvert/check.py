@@ -6,23 +6,33 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from calibration.inputs import chat_text, load_processor
+from calibration.inputs import load_processor, prompt_inputs
+from calibration.scenes import Split
+from calibration.sources import load_samples
 from manifests.check import Check, CheckReport, TestRecord
 from manifests.errors import BadInputError
-from manifests.evaluation import EVALUATION_FOLDER, Evaluation, Prediction, read_evaluation, read_predictions
+from manifests.evaluation import (
+    EVALUATION_FOLDER,
+    BlockError,
+    Evaluation,
+    Prediction,
+    read_evaluation,
+    read_predictions,
+)
 from manifests.io import read_manifest, read_manifest_file
 from manifests.model import Manifest
 from passes.validate.greedy import forced_logits, greedy
 from passes.validate.paired import compare_paired
 from passes.validate.parity import kl_divergence
+from vlmconvert.artifact import manifest_digest
 from vlmconvert.bench import BenchRequest, bench
+from vlmconvert.blocks import block_errors
 from vlmconvert.console import Reporter, format_size
-from vlmconvert.evaluate import EvaluationRequest, Question, evaluate, load_questions, manifest_digest
+from vlmconvert.evaluate import EvaluationRequest, evaluate, load_questions
 from vlmconvert.runtime import Runner
 
 __all__ = ["CheckRequest", "check", "check_table"]
@@ -30,6 +40,7 @@ __all__ = ["CheckRequest", "check", "check_table"]
 _BATCH = 25
 _STEPS = 16  # most tokens of an answer, as in validation
 _LATENCY_TOKENS = 32
+_BLOCK_SAMPLES = 4
 # What a prediction's scores have that says nothing of how good the answer is.
 _NO_QUALITY = {"kl", "token_agreement"}
 
@@ -45,6 +56,7 @@ class CheckRequest:
         samples: how many, where they are asked now.
         max_drop: greatest loss of each score, in percentage points.
         max_kl: greatest mean KL divergence from the baseline along its own answers, in nats.
+        max_block_error: greatest relative error of a block's output beside the baseline's block.
         max_size_ratio: greatest size of the graphs, as a multiple of the baseline's.
         max_latency_ratio: greatest time for each token, as a multiple of the baseline's.
         device: OpenVINO device name.
@@ -58,6 +70,7 @@ class CheckRequest:
     samples: int = 200
     max_drop: float = 1.0
     max_kl: float | None = None
+    max_block_error: float | None = None
     max_size_ratio: float | None = None
     max_latency_ratio: float | None = None
     device: str = "CPU"
@@ -93,6 +106,12 @@ def check(request: CheckRequest, reporter: Reporter) -> CheckReport:
     data, quality = _quality(request, artifact, baseline, reporter)
     if request.max_kl is not None and baseline.graphs is not None:
         quality.append(_divergence(request, request.max_kl, artifact.graphs, baseline.graphs, reporter))
+    both = artifact.graphs is not None and baseline.graphs is not None
+    errors: list[BlockError] = []
+    if both and (request.max_block_error is not None or not all(item.passed for item in quality)):
+        errors = _block_errors(request, artifact, baseline, reporter)
+    if request.max_block_error is not None:
+        quality.append(_block_check(errors, request.max_block_error))
     checks = [*quality, _size(request, artifact.manifest, baseline.manifest)]
     if request.max_latency_ratio is not None and baseline.graphs is not None:
         checks.append(_latency(request, request.max_latency_ratio, artifact.graphs, baseline.graphs, reporter))
@@ -101,7 +120,7 @@ def check(request: CheckRequest, reporter: Reporter) -> CheckReport:
         baseline=baseline.label,
         data=data,
         checks=checks,
-        worst_block=None if all(item.passed for item in quality) else _worst_block(artifact, baseline),
+        worst_block=None if all(item.passed for item in quality) else _worst_block(errors, artifact, baseline),
     )
 
 
@@ -137,7 +156,12 @@ def _check_request(request: CheckRequest, baseline: _Party) -> None:
     """Refuse limits that the baseline has nothing for, before any work."""
     if baseline.graphs is not None:
         return
-    for name, limit in (("--max-kl", request.max_kl), ("--max-latency-ratio", request.max_latency_ratio)):
+    limits = {
+        "--max-kl": request.max_kl,
+        "--max-block-error": request.max_block_error,
+        "--max-latency-ratio": request.max_latency_ratio,
+    }
+    for name, limit in limits.items():
         if limit is not None:
             raise BadInputError(f"{name} needs the baseline's graphs, and {request.baseline} has none: give its folder")
 
@@ -284,7 +308,10 @@ def _divergence(request: CheckRequest, limit: float, artifact: Path, baseline: P
     values = []
     with reporter.stage("KL from the baseline", -(-len(questions) // _BATCH)) as step:
         for start in range(0, len(questions), _BATCH):
-            processed = _process(processor, questions[start : start + _BATCH])
+            asked = questions[start : start + _BATCH]
+            processed = prompt_inputs(
+                processor, [question.sample.image for question in asked], [question.prompt for question in asked]
+            )
             expected = greedy(first, processed, first.ends, _STEPS)
             logits = forced_logits(second, processed, expected.tokens)
             values.append(kl_divergence(expected.logits, logits)[expected.valid])
@@ -302,19 +329,6 @@ def _divergence(request: CheckRequest, limit: float, artifact: Path, baseline: P
         test=None,
         note=f"mean over {len(tokens)} tokens of the baseline's answers to {len(questions)} samples",
     )
-
-
-def _process(processor: Any, questions: list[Question]) -> dict[str, np.ndarray]:
-    """Questions through the processor, padded on the left."""
-    processed = processor(
-        images=[[question.sample.image] for question in questions],
-        text=[chat_text(processor, ((question.prompt, None),)) for question in questions],
-        return_tensors="np",
-        padding=True,
-        padding_side="left",
-        add_special_tokens=False,
-    )
-    return {name: np.asarray(value) for name, value in processed.items()}
 
 
 def _size(request: CheckRequest, artifact: Manifest, baseline: Manifest) -> Check:
@@ -363,14 +377,42 @@ def _latency(request: CheckRequest, limit: float, artifact: Path, baseline: Path
     )
 
 
-def _worst_block(artifact: _Party, baseline: _Party) -> str | None:
-    """The block whose error has grown most over the baseline's, if the artifact's evaluation knows its blocks' errors."""
-    errors: list[dict[tuple[str, str], float]] = []
+def _block_errors(request: CheckRequest, artifact: _Party, baseline: _Party, reporter: Reporter) -> list[BlockError]:
+    """Each block of the artifact beside the baseline's, on the baseline's activations."""
+    assert artifact.folder is not None
+    assert baseline.folder is not None
+    samples = load_samples(request.data or "scenes", _BLOCK_SAMPLES, split=Split.TEST)
+    total = sum(len(component.blocks) for component in artifact.manifest.components)
+    with reporter.stage("blocks beside the baseline's", total) as step:
+        return block_errors(artifact.folder, baseline.folder, samples, step)
+
+
+def _block_check(errors: list[BlockError], limit: float) -> Check:
+    worst = max(errors, key=lambda item: item.relative_error)
+    return Check(
+        name="block_error",
+        baseline=None,
+        artifact=None,
+        value=worst.relative_error,
+        unit="relative",
+        limit=limit,
+        passed=worst.relative_error <= limit,
+        test=None,
+        note=f"largest of {len(errors)} blocks, on {_BLOCK_SAMPLES} samples: {worst.component}, {worst.block}",
+    )
+
+
+def _worst_block(errors: list[BlockError], artifact: _Party, baseline: _Party) -> str | None:
+    """The block that differs most from the baseline's, or whose error has grown most if only evaluations know of them."""
+    if errors:
+        most = max(errors, key=lambda item: item.relative_error)
+        return f"{most.component}, {most.block} (relative error {most.relative_error:.2g} beside the baseline's)"
+    known: list[dict[tuple[str, str], float]] = []
     for party in (artifact, baseline):
         folder = party.folder / EVALUATION_FOLDER if party.folder else None
         blocks = read_evaluation(folder).blocks if folder and folder.is_dir() else []
-        errors.append({(item.component, item.block): item.relative_error for item in blocks})
-    mine, other = errors
+        known.append({(item.component, item.block): item.relative_error for item in blocks})
+    mine, other = known
     if not mine:
         return None
     component, block = worst = max(mine, key=lambda key: mine[key] - other.get(key, 0.0))

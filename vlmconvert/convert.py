@@ -17,7 +17,7 @@ from calibration.scenes import Split
 from calibration.sources import load_samples
 from manifests.errors import BadInputError
 from manifests.files import file_record, write_atomically
-from manifests.io import MANIFEST_NAME, read_manifest, write_manifest
+from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, read_manifest, write_manifest
 from manifests.model import Calibration, Manifest, Source, Validation
 from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
 from passes.store import Store, library_versions
@@ -188,23 +188,15 @@ def _validate(request: Request, conversion: Conversion, staging: Path, reporter:
 
 def _batches(processor: Any, count: int, size: int = 25) -> Iterator[Batch]:
     """Held-out scenes, the first question of each, as left-padded batches."""
-    import numpy as np
-
-    from calibration.inputs import chat_text
+    from calibration.inputs import prompt_inputs
     from passes.validate.protocol import Batch
 
     samples = load_samples("scenes", count, split=Split.TEST).samples
     for first in range(0, count, size):
         chosen = samples[first : first + size]
-        processed = processor(
-            images=[[sample.image] for sample in chosen],
-            text=[chat_text(processor, ((sample.turns[0][0], None),)) for sample in chosen],
-            return_tensors="np",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
+        arrays = prompt_inputs(
+            processor, [sample.image for sample in chosen], [sample.turns[0][0] for sample in chosen]
         )
-        arrays = {name: np.asarray(value) for name, value in processed.items()}
         yield Batch(arrays, tuple(sample.turns[0][1] for sample in chosen))
 
 
@@ -236,7 +228,7 @@ def _publish(staging: Path, output: Path, manifest: Manifest, force: bool, repor
         if existing.model_copy(update={"validation": manifest.validation}) == manifest:
             reporter.log(f"{output} already holds this result")
             if manifest.validation:
-                for name in (MANIFEST_NAME, "README.md"):
+                for name in (MANIFEST_NAME, CHECKSUM_NAME, "README.md"):
                     (staging / name).replace(output / name)
             return
         raise BadInputError(

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from calibration.inputs import chat_text, load_processor
+from calibration.inputs import load_processor, prompt_inputs
 from calibration.scenes import Split
 from calibration.sources import Sample, SampleSet, load_samples
 from manifests.errors import BadInputError
 from manifests.evaluation import (
     EVALUATION_FOLDER,
     IMAGES_FOLDER,
+    BlockError,
     DataRecord,
     Evaluation,
     Figure,
@@ -35,7 +36,11 @@ from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
 from passes.store import Store, digest, library_versions
 from passes.validate.answers import Distances, distances, read_greedy, write_greedy
 from passes.validate.greedy import Greedy, greedy
+from passes.validate.metrics import METRICS as TEXTS
 from passes.validate.metrics import metric
+from passes.validate.vqa import evalai
+from vlmconvert.artifact import manifest_digest
+from vlmconvert.blocks import block_errors
 from vlmconvert.console import Reporter
 from vlmconvert.convert import demo_checkpoint
 from vlmconvert.families import check_family
@@ -52,12 +57,11 @@ __all__ = [
     "Question",
     "evaluate",
     "load_questions",
-    "manifest_digest",
 ]
 
 # Metrics of the two sides' tokens and probabilities; the others are metrics of texts.
 _DISTANCES = ("token_agreement", "kl", "perplexity")
-TEXT_METRICS = ("exact_match", "vqa", "cider", "bleu4", "rouge_l")
+TEXT_METRICS = tuple(TEXTS)
 METRICS = (*TEXT_METRICS, *_DISTANCES)
 DEFAULT_METRICS = ("exact_match", *_DISTANCES)
 _VERSION = 1
@@ -165,12 +169,12 @@ def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
             digest=samples.digest,
         ),
         figures=_figures(request.metrics, predictions, answered),
-        blocks=[],
+        blocks=_block_errors(request, conversion, samples, reporter) if conversion else [],
         environment=library_versions(),
     )
     _write(evaluation, predictions, questions, request.results)
     if request.evalai is not None:
-        write_atomically(request.evalai, json.dumps(_evalai(predictions)) + "\n")
+        write_atomically(request.evalai, json.dumps(evalai(predictions)) + "\n")
     return evaluation
 
 
@@ -187,16 +191,9 @@ class _Batch:
         return digest(samples.digest, [question.prompt for question in self.questions])
 
     def process(self, processor: Any) -> dict[str, np.ndarray]:
-        """Through the processor, padded on the left."""
-        processed = processor(
-            images=[[question.sample.image] for question in self.questions],
-            text=[chat_text(processor, ((question.prompt, None),)) for question in self.questions],
-            return_tensors="np",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-        )
-        return {name: np.asarray(value) for name, value in processed.items()}
+        """See `prompt_inputs`."""
+        images = [question.sample.image for question in self.questions]
+        return prompt_inputs(processor, images, [question.prompt for question in self.questions])
 
 
 @dataclass(frozen=True)
@@ -205,11 +202,6 @@ class _Answered:
 
     answers: list[str]
     distances: Distances | None
-
-
-def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 of a manifest without its figures, which do not change what the artifact answers."""
-    return digest(manifest.model_copy(update={"validation": []}).model_dump(mode="json"))
 
 
 def _open_checkpoint(
@@ -242,6 +234,28 @@ def _open_checkpoint(
                 f"{request.folder} was not made from {folder}: {record.path} differs; give the checkpoint that it was made from"
             )
     return conversion
+
+
+def _block_errors(
+    request: EvaluationRequest, conversion: Conversion, samples: SampleSet, reporter: Reporter
+) -> list[BlockError]:
+    """Each block beside the checkpoint's, on the first samples; kept in the store like the answers."""
+    if not request.block_samples:
+        return []
+    few = samples.first(request.block_samples)
+    manifest = read_manifest(request.folder)
+    key = digest(
+        "block errors", _VERSION, manifest_digest(manifest), conversion.identity, few.digest, library_versions()
+    )
+    total = sum(len(component.blocks) for component in conversion.components)
+
+    def make(folder: Path) -> None:
+        with reporter.stage("error of each block", total) as step:
+            errors = block_errors(request.folder, conversion.checkpoint.folder, few, step)
+        (folder / _ANSWERS).write_text(json.dumps([item.model_dump() for item in errors]), encoding="utf-8")
+
+    kept = conversion.store.get_or_make(key, make) / _ANSWERS
+    return [BlockError(**item) for item in json.loads(kept.read_text(encoding="utf-8"))]
 
 
 def _answer_checkpoint(
@@ -414,7 +428,3 @@ def _write(evaluation: Evaluation, predictions: list[Prediction], questions: lis
         staging.rename(output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _evalai(predictions: list[Prediction]) -> list[dict[str, Any]]:
-    return [{"question_id": int(item.id), "answer": item.answer} for item in predictions]

@@ -24,7 +24,7 @@ from manifests.files import file_record, write_atomically
 from manifests.model import Component as ComponentRecord
 from manifests.model import FileRecord
 from passes.base import BlockPass, Pass, PassManager, named_failure
-from passes.chain import FloatChain
+from passes.chain import CheckpointBlocks, FloatChain
 from passes.checkpoint import Checkpoint
 from passes.compress.int8_ptq import QuantizeInt8PtqPass
 from passes.compress.sensitivity import layers_in_8_bit, read_scores
@@ -217,8 +217,7 @@ class Conversion:
                 )
         return FloatChain(
             self.store,
-            self.checkpoint,
-            self.templates,
+            CheckpointBlocks(self.checkpoint, self.templates),
             self.components,
             self.identity,
             self.store.path(key),

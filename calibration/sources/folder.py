@@ -28,18 +28,16 @@ def folder_samples(folder: Path, count: int, seed: int) -> SampleSet:
 
 
 def _described(metadata: Path) -> Iterator[Sample]:
-    folder = metadata.parent
-    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(metadata.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         where = f"{metadata}, line {number}"
         try:
             row: dict[str, Any] = json.loads(line)
-            path = folder / row["file_name"]
-        except (ValueError, KeyError, TypeError) as error:
+            name = Path(row["file_name"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BadInputError(f"{where}: not a JSON object with file_name ({error}): mend the line") from error
-        picture = image_in(folder, row["file_name"], where)
-        yield sample_of(path.relative_to(folder).as_posix(), picture, row, where)
+        yield sample_of(name.as_posix(), image_in(metadata.parent, row["file_name"], where), row, where)
 
 
 def _captioned(folder: Path) -> Iterator[Sample]:
@@ -48,6 +46,9 @@ def _captioned(folder: Path) -> Iterator[Sample]:
         raise BadInputError(f"{folder} holds no images and no metadata.jsonl: give a folder with either")
     for path in paths:
         text = path.with_suffix(".txt")
-        caption = text.read_text(encoding="utf-8").strip() if text.exists() else ""
+        try:
+            caption = text.read_text(encoding="utf-8").strip() if text.exists() else ""
+        except (OSError, ValueError) as error:
+            raise BadInputError(f"caption {text} cannot be read ({error}): save it as UTF-8") from error
         picture = StoredImage.in_file(path)
         yield Sample(path.relative_to(folder).as_posix(), picture, ((CAPTION_PROMPT, caption),))

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
     Detached = tuple[ov.Model, dict[str, WeightBytes]]
 
-__all__ = ["StitchPass", "block_names"]
+__all__ = ["StitchPass", "block_names", "block_prefixes", "tensor_name"]
 
 
 @dataclass(frozen=True)
 class StitchPass(Pass):
     """Join stored blocks: each input of a block is fed by the last value of that name, or becomes a graph input.
 
-    The graph's outputs are the component's, followed by the new values of its state.
+    The graph's outputs are the component's, followed by the new values of its state. Any other value is named after the
+    block that makes it, so that the block can be found in the finished artifact (`passes.validate.cut`).
     """
 
     name = "stitch"
+    version = 2
 
     def __call__(self, component: Component, blocks: Iterable[Detached]) -> tuple[ov.Model, dict[str, WeightBytes]]:
         """Stitch one component.
@@ -67,16 +69,18 @@ class StitchPass(Pass):
                     values[value] = inputs[value].output(0)
                 parameter.output(0).replace(values[value])
             for result, port in zip(model.get_results(), kind.outputs, strict=True):
-                values[block.outputs[port.name]] = result.input_value(0)
+                made = result.input_value(0)
+                made.add_names({tensor_name(component, block, port.name)})
+                values[block.outputs[port.name]] = made
         order = [port.name for port in component.inputs if port.name in inputs] + list(component.state)
         if missing := inputs.keys() - set(order):
             raise ConversionError(
                 f"blocks of the {component.name} need {', '.join(sorted(missing))}, which nothing makes"
             )
-        results = []
-        for name in [port.name for port in component.outputs] + list(component.state.values()):
-            result = opset13.result(values[name], name=name)
-            results.append(result)
+        results = [
+            opset13.result(values[name], name=name)
+            for name in [port.name for port in component.outputs] + list(component.state.values())
+        ]
         for node_input in inputs.values():
             node_input.output(0).set_names({node_input.get_friendly_name()})
         stitched = ov.Model(results, [inputs[name] for name in order] + weight_inputs, component.name)
@@ -86,11 +90,25 @@ class StitchPass(Pass):
         return stitched, weights
 
 
+def block_prefixes(block: Block) -> tuple[str, ...]:
+    """What the names of a block's nodes begin with in the stitched graph."""
+    return (f"{block.name}/", *(name.removesuffix(".weight") for name in block.tensors.values()))
+
+
 def block_names(block: Block) -> Callable[[str], str]:
     """Make names unique over all blocks: what is called after a tensor keeps its name, the rest gets the block's in front."""
-    modules = tuple(name.removesuffix(".weight") for name in block.tensors.values())
+    own, *modules = block_prefixes(block)
 
     def rename(name: str) -> str:
-        return name if name.startswith(modules) else f"{block.name}/{name}"
+        return name if name.startswith(tuple(modules)) else f"{own}{name}"
 
     return rename
+
+
+def tensor_name(component: Component, block: Block, port: str) -> str:
+    """The tensor name of what a block makes: an output of the graph has that output's name alone, by which runtimes find it."""
+    value = block.outputs[port]
+    last = next(other for other in reversed(component.blocks) if value in other.outputs.values())
+    if last.name == block.name and any(output.name == value for output in component.outputs):
+        return value
+    return f"{block.name}.{port}"

@@ -88,6 +88,15 @@ def test_a_sample_without_an_answer_has_no_reference(photos):
     assert {sample.references for sample in load_samples(str(photos), 3).samples} == {()}
 
 
+def test_texts_that_are_not_utf_8_are_refused(photos):
+    (photos / "1.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(BadInputError, match="1.txt cannot be read .*: save it as UTF-8"):
+        load_samples(str(photos), 1)
+    (photos / "metadata.jsonl").write_bytes(b'\n{"file_name": "0.png", "caption": "caf\xe9"}')
+    with pytest.raises(BadInputError, match="metadata.jsonl, line 2: not a JSON object"):
+        load_samples(str(photos), 1)
+
+
 def test_images_are_decoded_when_asked_for(photos, monkeypatch):
     reads = []
     monkeypatch.setattr(StoredImage, "read", lambda image: reads.append(image))

@@ -1,11 +1,12 @@
 import json
+import subprocess
 
 import jsonschema
 import pytest
 from pydantic import ValidationError
 
 from manifests.errors import BadInputError
-from manifests.io import MANIFEST_NAME, SCHEMA_FILE, json_schema, read_manifest, write_manifest
+from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, SCHEMA_FILE, json_schema, read_manifest, write_manifest
 from manifests.model import FileRecord, Manifest
 
 
@@ -45,7 +46,12 @@ def test_round_trip_fits_the_schema(manifest, tmp_path):
 def test_equal_manifests_have_equal_bytes(manifest, tmp_path):
     first = write_manifest(manifest, tmp_path).read_bytes()
     assert write_manifest(manifest.model_copy(), tmp_path).read_bytes() == first
-    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST_NAME]
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST_NAME, CHECKSUM_NAME}
+
+
+def test_the_checksum_is_one_that_sha256sum_reads(manifest, tmp_path):
+    write_manifest(manifest, tmp_path)
+    subprocess.run(["sha256sum", "--check", "--strict", CHECKSUM_NAME], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("version", ["2.0", "", "x"])

@@ -9,6 +9,7 @@ import pytest
 from manifests.check import CheckReport
 from manifests.evaluation import BlockError, DataRecord, Evaluation, Prediction, write_evaluation
 from manifests.io import read_manifest
+from tests import garbage
 from tests.conftest import vlmconvert
 from vlmconvert.evaluate import manifest_digest
 from vlmconvert.junit import junit_xml
@@ -107,6 +108,28 @@ def test_a_corrupted_artifact_fails(build, corrupted, tmp_path):
     messages = cases(tmp_path / "c.xml")
     assert "the limit is 1" in messages["exact_match"]
     assert messages["size"] is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "where"),
+    [
+        (garbage.spoil_scale, ("layers.2",)),
+        (garbage.swap_blocks, ("layers.2", "layers.4")),
+        (garbage.zero_norm, ("layers.3",)),
+    ],
+)
+def test_a_published_bad_build_is_refused_and_its_block_named(build, tmp_path, spoil, where):
+    """Files and manifest fit each other; only the comparison with the last good build can tell."""
+    good = build("--llm", "int4", "--vision", "fp32")
+    bad = garbage.copy(good, tmp_path / "bad")
+    spoil(bad)
+    garbage.rehash(bad)
+    assert vlmconvert("verify", bad).exit_code == 0
+    options = ("--max-block-error", 0.01, "--json", tmp_path / "c.json")
+    result = vlmconvert("check", bad, "--baseline", good, *FEW, *options)
+    assert result.exit_code == 1, result.output
+    assert report(tmp_path / "c.json").worst_block.startswith(tuple(f"language_model, {block} " for block in where))
+    assert vlmconvert("check", good, "--baseline", good, *FEW, *options).exit_code == 0
 
 
 def test_a_larger_artifact_breaks_the_size_limit_only(build, tmp_path):

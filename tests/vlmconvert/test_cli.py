@@ -32,11 +32,11 @@ def test_help_imports_nothing_heavy():
     assert "Examples:" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [(), ("mllama",), ("run",)])
+@pytest.mark.parametrize("arguments", [(), ("mllama",), ("run",), ("verify",)])
 def test_every_help_has_an_example(arguments):
     result = vlmconvert(*arguments, "--help")
     assert result.exit_code == 0
-    assert "vlmconvert run" in result.output or "vlmconvert mllama" in result.output
+    assert any(f"vlmconvert {name} " in result.output.partition("Example")[2] for name in (*arguments, "mllama"))
 
 
 def test_dry_run_stops_after_the_plan(store, tmp_path):
@@ -99,7 +99,7 @@ def test_the_folder_is_complete_and_described(build):
     manifest = read_manifest(folder)
     recorded = {record.path: record for component in manifest.components for record in component.files}
     recorded |= {record.path: record for record in manifest.assets}
-    expected = {"manifest.json", "README.md", "run.json", *recorded}
+    expected = {"manifest.json", "manifest.json.sha256", "README.md", "run.json", *recorded}
     assert {path.name for path in folder.iterdir()} == expected
     assert {
         "config.json",
@@ -258,6 +258,7 @@ def test_validating_later_completes_the_manifest(store, tmp_path):
     later = vlmconvert("mllama", *FLOAT[:-1], "--validation-samples", "25", "-o", output, "--store", store)
     assert later.exit_code == 0, later.output
     assert len(read_manifest(output).validation) == 10
+    assert vlmconvert("verify", output).exit_code == 0
 
 
 def test_a_broken_limit_is_exit_1_and_in_the_manifest(store, tmp_path):

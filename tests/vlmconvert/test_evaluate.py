@@ -132,3 +132,33 @@ def test_answers_survive_the_disk(tmp_path):
     back = read_greedy(tmp_path / "answers")
     for name in ("tokens", "logits", "valid"):
         np.testing.assert_array_equal(getattr(back, name), getattr(said, name))
+
+
+def test_vqa_by_the_official_rule_and_the_form_of_evalai(artifact, store, tmp_path):
+    """Three scenes as VQAv2 files, with ten answers each, one of which nobody else gave."""
+    questions, annotations = [], []
+    for number in range(3):
+        scene = draw_scene(Split.TEST, number)
+        scene.image.save(tmp_path / f"COCO_val2014_{number:012d}.jpg", quality=95)
+        question = scene.questions[0]
+        questions.append({"question_id": 70 + number, "image_id": number, "question": question.text})
+        texts = [question.answer] * 9 + ["nothing"]
+        annotations.append(
+            {
+                "question_id": 70 + number,
+                "image_id": number,
+                "answers": [{"answer": text, "answer_id": index} for index, text in enumerate(texts)],
+            }
+        )
+    (tmp_path / "q.json").write_text(json.dumps({"questions": questions, "data_subtype": "val2014"}))
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": annotations, "data_subtype": "val2014"}))
+    source = f"{tmp_path / 'q.json'},{tmp_path / 'a.json'}:{tmp_path}"
+    options = ("--metrics", "vqa,exact_match", "--block-samples", "0", "--evalai", tmp_path / "evalai.json")
+    result = vlmconvert("evaluate", artifact, "--data", source, *options, "--store", store)
+    assert result.exit_code == 0, result.output
+    predictions = list(read_predictions(artifact / "evaluation"))
+    expected = [float(item.answer == item.references[0]) for item in predictions]
+    assert [item.scores["vqa"] for item in predictions] == expected
+    assert sum(expected) >= 2
+    answers = json.loads((tmp_path / "evalai.json").read_text())
+    assert answers == [{"question_id": int(item.id), "answer": item.answer} for item in predictions]

@@ -15,9 +15,12 @@ __all__ = ["COMMANDS", "at_least", "check_new_file", "device_options", "parse_co
 # Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
 COMMANDS = {
     "run": "vlmconvert.commands.run:run",
+    "demo": "vlmconvert.commands.demo:demo",
     "evaluate": "vlmconvert.commands.evaluate:evaluate",
     "check": "vlmconvert.commands.check:check",
     "bench": "vlmconvert.commands.bench:bench",
+    "verify": "vlmconvert.commands.verify:verify",
+    "report": "vlmconvert.commands.report:report",
 }
 
 

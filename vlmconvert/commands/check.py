@@ -35,6 +35,7 @@ __all__ = ["check"]
 @click.option("--samples", default=200, show_default=True, help="Samples, where both sides answer now.")
 @click.option("--max-drop", default=1.0, show_default=True, help="Greatest loss of a score, in percentage points.")
 @click.option("--max-kl", type=float, help="Greatest mean KL divergence from the baseline, in nats.")
+@click.option("--max-block-error", type=float, help="Greatest relative error of a block beside the baseline's block.")
 @click.option("--max-size-ratio", type=float, help="Greatest size, as a multiple of the baseline's.")
 @click.option("--max-latency-ratio", type=float, help="Greatest time for a token, as a multiple of the baseline's.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file.")

@@ -81,7 +81,7 @@ def family_command(family: str) -> click.Command:
         "--calibration",
         default="scenes",
         show_default=True,
-        help="scenes, a folder of images, or a datasets id[:split].",
+        help="scenes, a folder, COCO or VQAv2 JSON, TSV, or a datasets id[:split].",
     )
     @click.option("--seed", default=0, show_default=True, help="Which calibration samples.")
     @click.option(

@@ -1,0 +1,86 @@
+"""Checksums of blocks inside a finished IR, so that damaged bytes can be traced to a block."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from xml.etree import ElementTree
+
+from manifests.errors import ConversionError
+from passes.export.stitch import block_prefixes
+from passes.split import Component
+
+__all__ = ["block_checksums", "block_constants"]
+
+_CHUNK = 1 << 18
+_THREADS = 2
+
+
+def block_constants(xml: Path, component: Component) -> dict[str, list[tuple[int, int]]]:
+    """Where the constants of each block lie in the .bin: (offset, size), in the graph's order.
+
+    A node tells its block by its name. Quantization leaves constants without a telling name; they belong to the block of
+    the first node with one that their value reaches.
+
+    Raises:
+        ConversionError: if a constant reaches no block.
+    """
+    tree = ElementTree.parse(xml)
+    owner = _owner(component)
+    names = {layer.attrib["id"]: layer.attrib["name"] for layer in tree.iterfind("layers/layer")}
+    readers: dict[str, list[str]] = {}
+    for edge in tree.iterfind("edges/edge"):
+        readers.setdefault(edge.attrib["from-layer"], []).append(edge.attrib["to-layer"])
+    found: dict[str, list[tuple[int, int]]] = {}
+    for layer in tree.iterfind("layers/layer[@type='Const']"):
+        block, reached = None, deque([layer.attrib["id"]])
+        seen: set[str] = set()
+        while reached and block is None:
+            node = reached.popleft()
+            block = owner(names[node])
+            reached += [reader for reader in readers.get(node, []) if reader not in seen]
+            seen.update(reached)
+        if block is None:
+            raise ConversionError(f"{xml.name}: constant {layer.attrib['name']} belongs to no block")
+        data = layer.find("data")
+        assert data is not None
+        found.setdefault(block, []).append((int(data.attrib["offset"]), int(data.attrib["size"])))
+    return {block.name: found[block.name] for block in component.blocks if block.name in found}
+
+
+def block_checksums(xml: Path, component: Component) -> dict[str, str]:
+    """CRC-32 over the constants of each block, read in small pieces; the file's own SHA-256 is what proves it whole.
+
+    Raises:
+        ConversionError: if a constant reaches no block.
+    """
+    binary = xml.with_suffix(".bin")
+
+    def checksum_of(places: list[tuple[int, int]]) -> str:
+        checksum = 0
+        buffer = memoryview(bytearray(_CHUNK))
+        with binary.open("rb", buffering=0) as stream:
+            for offset, size in places:
+                stream.seek(offset)
+                while size and (read := stream.readinto(buffer[: min(size, _CHUNK)])):
+                    checksum = zlib.crc32(buffer[:read], checksum)
+                    size -= read
+        return f"{checksum:08x}"
+
+    constants = block_constants(xml, component)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return dict(zip(constants, threads.map(checksum_of, constants.values()), strict=True))
+
+
+def _owner(component: Component) -> Callable[[str], str | None]:
+    """Tells the block of a node by its name."""
+    prefixes = {prefix: block.name for block in component.blocks for prefix in block_prefixes(block)}
+
+    def owner(name: str) -> str | None:
+        matches = [prefix for prefix in prefixes if name.startswith(prefix)]
+        return prefixes[max(matches, key=len)] if matches else None
+
+    return owner

@@ -1,0 +1,107 @@
+"""*validate-blocks*: where quality is lost, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from manifests.evaluation import BlockError
+from passes.base import Pass
+from passes.chain import BlockModels, FloatChain, compile_block
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+__all__ = ["ValidateBlocksPass"]
+
+
+@dataclass(frozen=True)
+class ValidateBlocksPass(Pass):
+    """Each block's output beside that of the reference's block, on the activations of the reference.
+
+    Errors do not add up over the blocks, so a bad block stands out. Of a block with several outputs the one with the
+    greatest relative error counts.
+    """
+
+    name = "validate-blocks"
+
+    def __call__(
+        self, chain: FloatChain, artifact: BlockModels, step: Callable[[str], None] = lambda label: None
+    ) -> list[BlockError]:
+        """Measure every block of every component on the samples of `chain`.
+
+        Only one block's weights of each side are in memory at a time. The chain's activations are removed from its store
+        as soon as no later block needs them.
+
+        Args:
+            chain: the reference: its blocks and the samples.
+            artifact: the blocks to measure.
+            step: called with a label after each block.
+        """
+        errors = []
+        done: set[int] = set()
+        for component in chain.components:
+            for block in component.blocks:
+                number = chain.number(component, block)
+                port = max(self._ports(chain, number, artifact.model(component, block)), key=lambda s: s.relative_error)
+                errors.append(
+                    BlockError(
+                        component=component.name,
+                        block=block.name,
+                        cosine=float(f"{port.cosine:.6g}"),
+                        relative_error=float(f"{port.relative_error:.6g}"),
+                    )
+                )
+                done.add(number)
+                chain.forget(done)
+                step(f"{component.name}, block {block.name}")
+        chain.clear()
+        return errors
+
+    def _ports(self, chain: FloatChain, number: int, model: ov.Model) -> list[_Sums]:
+        """Compare every output of one block."""
+        request = compile_block(model).create_infer_request()
+        sums = [_Sums() for _ in model.outputs]
+
+        def look(inputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+            request.infer(inputs, share_inputs=True)
+            for index, value in enumerate(expected.values()):
+                sums[index].add(value, request.get_output_tensor(index).data)
+
+        chain.visit(number, look)
+        return sums
+
+
+@dataclass
+class _Sums:
+    """Sums over all samples of one output."""
+
+    product: float = 0.0
+    expected: float = 0.0
+    actual: float = 0.0
+    difference: float = 0.0
+
+    def add(self, expected: np.ndarray, actual: np.ndarray) -> None:
+        """Add a sample; of a graph that computes the last position only, the reference's last position counts."""
+        last = tuple(slice(have - want, None) for have, want in zip(expected.shape, actual.shape, strict=True))
+        one, other = expected[last].ravel().astype(np.float64), actual.ravel().astype(np.float64)
+        self.product += float(one @ other)
+        self.expected += float(one @ one)
+        self.actual += float(other @ other)
+        one -= other
+        self.difference += float(one @ one)
+
+    @property
+    def cosine(self) -> float:
+        if not self.expected or not self.actual:
+            return float(self.expected == self.actual)
+        return self.product / (self.expected * self.actual) ** 0.5
+
+    @property
+    def relative_error(self) -> float:
+        if not self.expected:
+            return float(self.actual > 0)
+        return (self.difference / self.expected) ** 0.5

@@ -1,0 +1,81 @@
+"""Blocks cut out of a finished graph, to be measured by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manifests.errors import ConversionError
+from passes.export.stitch import tensor_name
+from passes.split import Block, Component
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+__all__ = ["ArtifactBlocks"]
+
+
+@dataclass(frozen=True)
+class ArtifactBlocks:
+    """The blocks of an artifact as they are shipped.
+
+    Attributes:
+        graphs: component -> its .xml.
+    """
+
+    graphs: Mapping[str, Path]
+
+    def model(self, component: Component, block: Block) -> ov.Model:
+        """See `passes.chain.BlockModels`. The weights of other blocks stay on disk.
+
+        Raises:
+            ConversionError: if the graph has lost a tensor at the block's border.
+        """
+        import openvino as ov
+        from openvino import opset13
+
+        xml = self.graphs[component.name]
+        graph = ov.Core().read_model(xml)
+        tensors = _named_tensors(graph)
+
+        def tensor(name: str) -> ov.Output:
+            if name not in tensors:
+                raise ConversionError(f"{xml.name} has no tensor {name}: convert the checkpoint again")
+            return tensors[name]
+
+        made: dict[str, str] = {}
+        for earlier in component.blocks:
+            if earlier.name == block.name:
+                break
+            made |= {value: tensor_name(component, earlier, port) for port, value in earlier.outputs.items()}
+        kind = component.kinds[block.kind]
+        results = [
+            opset13.result(tensor(tensor_name(component, block, port.name)), name=port.name) for port in kind.outputs
+        ]
+        parameters = []
+        for port in kind.inputs:
+            value = block.inputs[port.name]
+            source = tensor(made.get(value, value))
+            parameter = opset13.parameter(source.get_partial_shape(), source.get_element_type(), name=port.name)
+            parameter.output(0).set_names({port.name})
+            for target in source.get_target_inputs():
+                target.replace_source_output(parameter.output(0))
+            parameters.append(parameter)
+        return ov.Model(results, parameters, f"{component.name}/{block.name}")
+
+
+def _named_tensors(graph: ov.Model) -> dict[str, ov.Output]:
+    """Every named tensor; the name of a state variable stands for the rows of it that `beam_idx` picks."""
+    tensors: dict[str, ov.Output] = {}
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() == "Result":
+            continue
+        for output in node.outputs():
+            if node.get_type_name() == "ReadValue":
+                (rows,) = (target.get_node() for target in output.get_target_inputs())
+                tensors |= dict.fromkeys(output.get_names(), rows.output(0))
+            else:
+                tensors |= dict.fromkeys(output.get_names(), output)
+    return tensors

@@ -1,0 +1,49 @@
+"""`vlmconvert report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vlmconvert.commands import at_least
+
+__all__ = ["report"]
+
+
+@click.command(
+    help="""Write one self-contained page about one artifact or several.
+
+    It shows what was built from what, size and accuracy, the error of every block, latency, and samples on which
+    artifact and checkpoint disagree; what was not measured is left out. Nothing is loaded from elsewhere.
+
+    \b
+    Examples:
+      vlmconvert report mllama-openvino-int4-awq-int8-ptq
+      vlmconvert report out-fp16 out-int8 out-int4-awq -o report.html
+    """
+)
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="File to write.",
+)
+@click.option("--samples", default=24, show_default=True, help="Most samples in the gallery of disagreements.")
+def report(folders: tuple[Path, ...], output: Path, samples: int) -> None:
+    """See the help."""
+    from manifests.errors import BadInputError
+    from manifests.files import write_atomically
+    from vlmconvert.console import Reporter, format_size
+    from vlmconvert.report.page import render_report
+
+    at_least("samples", samples, 0)
+    if output.is_dir():
+        raise BadInputError(f"{output} is a folder: give the name of a file, such as {output / 'report.html'}")
+    page = render_report(folders, samples)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, page)
+    Reporter().say(f"{output}  ({format_size(output.stat().st_size)})")

@@ -1,0 +1,144 @@
+"""The artifacts of a report, and the figures by which they are compared."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manifests.bench import BENCH_NAME, Bench, read_bench
+from manifests.errors import BadInputError
+from manifests.evaluation import EVALUATION_FOLDER, Evaluation, read_evaluation
+from manifests.io import read_manifest
+from manifests.model import Manifest, Source
+from vlmconvert.artifact import manifest_digest
+from vlmconvert.report.figures import FIDELITY
+
+__all__ = ["Accuracy", "Variant", "Yardstick", "checkpoint_size", "common_yardstick", "read_variants"]
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """A metric on some samples; only figures with the same yardstick are compared.
+
+    `digest` is that of an evaluation's samples, None for those of a conversion's validation.
+    """
+
+    metric: str
+    data: str
+    digest: str | None
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A task figure of an artifact; `reference` is the checkpoint's."""
+
+    yardstick: Yardstick
+    value: float
+    reference: float | None
+    samples: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One artifact with all that was measured on it. `number` names it in charts, from 1."""
+
+    number: int
+    label: str
+    folder: Path
+    manifest: Manifest
+    evaluation: Evaluation | None
+    bench: Bench | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all graphs."""
+        return sum(file.size for component in self.manifest.components for file in component.files)
+
+    @property
+    def precision(self) -> str:
+        """The precisions of the components, in their order."""
+        return " · ".join(dict.fromkeys(component.precision for component in self.manifest.components))
+
+    @property
+    def accuracies(self) -> list[Accuracy]:
+        """Task figures, the evaluation's before those that the conversion's validation left in the manifest."""
+        found = []
+        if self.evaluation is not None:
+            data = self.evaluation.data
+            found = [
+                Accuracy(
+                    Yardstick(item.metric, f"{data.samples} samples of {data.source}", data.digest),
+                    item.value,
+                    item.reference,
+                    item.samples,
+                )
+                for item in self.evaluation.figures
+                if item.metric not in FIDELITY
+            ]
+        return found + [
+            Accuracy(
+                Yardstick(item.metric, f"{item.samples} held-out scenes of the conversion", None),
+                item.value,
+                item.reference,
+                item.samples,
+            )
+            for item in self.manifest.validation
+            if item.component == "artifact" and item.metric not in FIDELITY
+        ]
+
+    def accuracy(self, yardstick: Yardstick | None) -> Accuracy | None:
+        """The figure on a yardstick, if it was measured."""
+        return next((item for item in self.accuracies if item.yardstick == yardstick), None)
+
+    def kl(self, yardstick: Yardstick | None) -> float | None:
+        """KL divergence from the checkpoint in nats, on the samples of the yardstick."""
+        if yardstick is not None and yardstick.digest is not None:
+            data = self.evaluation if self.evaluation and self.evaluation.data.digest == yardstick.digest else None
+            return next((item.value for item in data.figures if item.metric == "kl"), None) if data else None
+        return next(
+            (item.value for item in self.manifest.validation if (item.metric, item.component) == ("kl", "artifact")),
+            None,
+        )
+
+
+def checkpoint_size(source: Source) -> int:
+    """Bytes of a checkpoint's weights."""
+    return sum(file.size for file in source.files if file.path.endswith(".safetensors"))
+
+
+def read_variants(folders: Sequence[Path]) -> list[Variant]:
+    """Read each folder's manifest, and its evaluation and benchmark where there are any.
+
+    Raises:
+        BadInputError: if a folder is given twice or is no artifact, if a record is damaged, or if an evaluation is of another
+            build.
+    """
+    names = Counter(folder.resolve().name for folder in folders)
+    variants: list[Variant] = []
+    for number, folder in enumerate(folders, start=1):
+        resolved = folder.resolve()
+        if any(resolved == variant.folder for variant in variants):
+            raise BadInputError(f"{folder} is given twice: give each artifact once")
+        manifest = read_manifest(folder)
+        evaluation = read_evaluation(folder / EVALUATION_FOLDER) if (folder / EVALUATION_FOLDER).exists() else None
+        if evaluation is not None and evaluation.manifest_sha256 != manifest_digest(manifest):
+            raise BadInputError(f"{folder / EVALUATION_FOLDER} is of another build of {folder}: evaluate again")
+        variants.append(
+            Variant(
+                number,
+                resolved.name if names[resolved.name] == 1 else f"{resolved.parent.name}/{resolved.name}",
+                resolved,
+                manifest,
+                evaluation,
+                read_bench(folder) if (folder / BENCH_NAME).exists() else None,
+            )
+        )
+    return variants
+
+
+def common_yardstick(variants: Sequence[Variant]) -> Yardstick | None:
+    """The yardstick that most variants were measured on; of equals, the one that comes first in a variant."""
+    counts = Counter(item.yardstick for variant in variants for item in variant.accuracies)
+    return max(counts, key=lambda yardstick: counts[yardstick], default=None)

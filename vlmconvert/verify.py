@@ -1,0 +1,111 @@
+"""Verifying a finished artifact: files, manifest, blocks, graphs, and that it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from manifests.errors import VlmConvertError
+from manifests.model import Component as ComponentRecord
+from manifests.model import Manifest
+from manifests.verify import Check, failed, passed, skipped, verify_files, verify_manifest
+from passes.split import Component
+from vlmconvert.families import family_module
+
+__all__ = ["verify"]
+
+_CONFIG = "config.json"
+
+
+def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Check]:
+    """Yield every check of an artifact as it is done.
+
+    Args:
+        folder: the artifact.
+        device: OpenVINO device to run it on.
+        run: whether it is run at all, which takes the memory that using it takes; all else is read in small pieces.
+
+    Raises:
+        BadInputError: if the folder holds no manifest.
+    """
+    manifest, checks = verify_manifest(folder)
+    yield from checks
+    if manifest is None:
+        yield skipped("file", ".", "no manifest to compare with")
+        return
+    damaged = set()
+    for check in verify_files(folder, manifest):
+        if check.check == "file" and check.outcome == "failed":
+            damaged.add(check.place)
+        yield check
+    components = _components(folder, manifest)
+    for record in manifest.components:
+        xml = next(folder / file.path for file in record.files if file.path.endswith(".xml"))
+        broken = [file.path for file in record.files if f"{record.name}, {file.path}" in damaged]
+        if not xml.is_file() or not xml.with_suffix(".bin").is_file() or any(path.endswith(".xml") for path in broken):
+            yield skipped("blocks", record.name, f"not with a damaged {broken[0]}")
+        elif record.name not in components:
+            yield skipped("blocks", record.name, f"{_CONFIG} does not describe this component")
+        else:
+            yield from _blocks(record, components[record.name], xml, damaged=bool(broken))
+        if broken:
+            yield skipped("graph", record.name, f"not with a damaged {broken[0]}")
+        else:
+            from passes.validate.graphs import verify_graph
+
+            yield from verify_graph(record, xml)
+    if not run:
+        yield skipped("run", ".", "not asked for")
+    elif damaged:
+        yield skipped("run", ".", "not with damaged files")
+    else:
+        yield _run(folder, device)
+
+
+def _components(folder: Path, manifest: Manifest) -> dict[str, Component]:
+    """What the family makes of the config by name; nothing if the config is damaged beyond use."""
+    try:
+        config = json.loads((folder / _CONFIG).read_bytes())
+        components: tuple[Component, ...] = family_module(manifest.family).components(config)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {component.name: component for component in components}
+
+
+def _blocks(record: ComponentRecord, component: Component, xml: Path, damaged: bool) -> Iterator[Check]:
+    """Compare the constants of each block with the manifest."""
+    from passes.export.checksums import block_checksums
+
+    try:
+        checksums = block_checksums(xml, component)
+    except (ElementTree.ParseError, KeyError, ValueError, VlmConvertError) as error:
+        yield failed("blocks", record.name, f"{xml.name} cannot be read: {error}")
+        return
+    names = [*record.blocks, *(checksums.keys() - record.blocks.keys())]
+    findings = [
+        failed("blocks", f"{record.name}, block {name}", "its weights are not those of the manifest")
+        for name in names
+        if checksums.get(name) != record.blocks.get(name)
+    ]
+    if damaged and not findings:
+        findings = [failed("blocks", record.name, "the damage lies between the weights, outside of every block")]
+    yield from findings or [passed("blocks", record.name, str(len(checksums)))]
+
+
+def _run(folder: Path, device: str) -> Check:
+    """Open the artifact in OpenVINO and ask it a few tokens of text."""
+    import numpy as np
+
+    from vlmconvert.runtime import Runner
+
+    try:
+        runner = Runner(folder, device)
+        tokens = np.arange(4, dtype=np.int64)[None] % runner.config["text_config"]["vocab_size"]
+        logits = runner.prefill({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
+    except Exception as error:
+        return failed("run", ".", " ".join(str(error).split()))
+    if not np.isfinite(logits).all():
+        return failed("run", ".", f"{np.count_nonzero(~np.isfinite(logits))} of {logits.size} logits are not finite")
+    return passed("run", ".", f"logits {list(logits.shape)} on {device}")
