@@ -29,7 +29,7 @@ from manifests.evaluation import (
     Prediction,
     write_evaluation,
 )
-from manifests.files import write_atomically
+from manifests.files import file_record, write_atomically
 from manifests.io import read_manifest
 from manifests.model import Manifest
 from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
@@ -295,6 +295,12 @@ def _answer_artifact(
     processor: Any,
     reporter: Reporter,
 ) -> list[_Answered]:
+    # The files as they are: what a manifest says of a damaged one would find the answers of the intact one.
+    files = [
+        file_record(request.folder / record.path, request.folder).sha256
+        for component in manifest.components
+        for record in component.files
+    ]
     runner = cache(lambda: Runner(request.folder, request.device, request.ov_config, request.cache_dir))
     ends = end_tokens(request.folder)
     answered = []
@@ -304,6 +310,7 @@ def _answer_artifact(
                 "artifact answers",
                 _VERSION,
                 manifest_digest(manifest),
+                files,
                 request.device,
                 sorted(request.ov_config.items()),
                 batch.digest,
