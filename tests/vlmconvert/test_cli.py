@@ -11,6 +11,8 @@ import pytest
 from calibration.scenes import Split, draw_scene
 from manifests.io import read_manifest
 from tests.conftest import vlmconvert
+from vlmconvert.commands import COMMANDS
+from vlmconvert.families import FAMILIES
 
 FLOAT = ("--llm", "fp16", "--vision", "fp16", "--no-validate")
 
@@ -32,11 +34,11 @@ def test_help_imports_nothing_heavy():
     assert "Examples:" in result.stdout
 
 
-@pytest.mark.parametrize("arguments", [(), ("mllama",), ("run",), ("verify",)])
-def test_every_help_has_an_example(arguments):
-    result = vlmconvert(*arguments, "--help")
+@pytest.mark.parametrize("command", [*FAMILIES, *COMMANDS])
+def test_every_help_has_an_example_on_a_line_of_its_own(command):
+    result = vlmconvert(command, "--help")
     assert result.exit_code == 0
-    assert any(f"vlmconvert {name} " in result.output.partition("Example")[2] for name in (*arguments, "mllama"))
+    assert re.search(rf"Examples?:\n +vlmconvert {command} ", result.output), result.output
 
 
 def test_dry_run_stops_after_the_plan(store, tmp_path):
