@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 from PIL.Image import Image
 
+from calibration.scenes import Split, draw_scene
 from manifests.errors import BadInputError
 from tests.browser import chromium, needs_chromium, show
 from tests.conftest import vlmconvert
-from vlmconvert.chat import ChatTimings
+from vlmconvert.chat import Chat, ChatTimings
 
 
 class FakeChat:
@@ -149,6 +150,24 @@ def test_page_fits_and_asks_no_other_host(page, address, width):
     }
     assert requested
     assert not [url for url in requested if not url.startswith((address, "data:", "blob:", "chrome:"))]
+
+
+@needs_chromium
+def test_two_artifacts_answer_about_a_drawn_scene(driver, address, build):
+    """The whole way: artifacts, their processors, the page, the browser."""
+    from vlmconvert.chat_page import chat_page, serve
+
+    chats = {llm: Chat(build("--llm", llm, "--vision", "fp32")) for llm in ("fp32", "int4")}
+    page = chat_page(chats)
+    show(driver, serve(page, 0), 1280, "light")
+    wait(driver, lambda: driver.find_elements("css selector", "button.gallery-item"))[0].click()
+    wait(driver, lambda: driver.find_element("css selector", "textarea").get_attribute("value"))
+    ask(driver, "")
+    question = draw_scene(Split.TEST, 0).questions[0]
+    for index in range(2):
+        wait(driver, lambda index=index: texts(driver)[index].rstrip().endswith(question.answer))
+    wait(driver, lambda: "tokens/s" in driver.find_elements("css selector", ".clock")[-1].text)
+    page.close()
 
 
 def test_page_is_served_to_this_machine_alone(address):
