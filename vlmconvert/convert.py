@@ -132,7 +132,7 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
     """Fill the staging folder with everything but manifest and card."""
     checkpoint = conversion.checkpoint
     components = conversion.records(built, staging)
-    write_atomically(staging / "config.json", json.dumps(conversion.templates.config, indent=2, sort_keys=True) + "\n")
+    write_atomically(staging / "config.json", json.dumps(conversion.config, indent=2, sort_keys=True) + "\n")
     for path in processor_files(checkpoint.folder):
         shutil.copyfile(path, staging / path.name)
     assets = [file_record(path, staging) for path in [staging / "config.json", *processor_files(staging)]]
@@ -174,13 +174,15 @@ def _validate(request: Request, conversion: Conversion, staging: Path, reporter:
         reference = reference_model(conversion, conversion.plan.size_after)
         artifact = Runner(staging)
     batches = list(_batches(processor, request.validation_samples))
+    vision = next(component.name for component in conversion.components if component.side == "vision")
+    sides = (vision, conversion.components[-1].name)
 
     def decode(tokens: Any) -> list[str]:
         texts: list[str] = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
     with reporter.stage("validating: parity", len(batches)) as step:
-        figures = ValidateParityPass(request.max_kl)(reference, artifact, batches, artifact.ends, step)
+        figures = ValidateParityPass(request.max_kl)(reference, artifact, batches, artifact.ends, sides, step)
     with reporter.stage("validating: accuracy", len(batches)) as step:
         figures += ValidateAccuracyPass(request.max_drop)(reference, artifact, batches, artifact.ends, decode, step)
     return figures

@@ -34,6 +34,8 @@ PROCESSOR_OUTPUTS = (
     "aspect_ratio_ids",
     "aspect_ratio_mask",
 )
+# Entries of the config -> the tensors that runtimes expect there.
+CONFIG_TENSORS: dict[str, str] = {}
 _MODULES = "vlmconvert.families.mllama_modules"
 # The lowest float16, so that the mask stays finite where a device computes in half precision.
 _MASKED = -65504.0
@@ -192,8 +194,9 @@ def _vision_encoder(config: dict[str, Any]) -> Component:
         )
     return Component(
         name="vision_encoder",
+        side="vision",
         role="vision encoder with the cross-attention keys and values",
-        file_stem="openvino_vision_encoder",
+        stems={"openvino": "openvino_vision_encoder", "onnx": "vision_encoder"},
         kinds=kinds,
         blocks=tuple(blocks),
         inputs=(pixel_values, aspect_ratio_ids, aspect_ratio_mask),
@@ -307,8 +310,9 @@ def _language_model(config: dict[str, Any]) -> Component:
     )
     return Component(
         name="language_model",
+        side="language",
         role="language model",
-        file_stem="openvino_language_model",
+        stems={"openvino": "openvino_language_model", "onnx": "language_model"},
         kinds=kinds,
         blocks=tuple(blocks),
         inputs=(
