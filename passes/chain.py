@@ -6,6 +6,7 @@ compressed alone. Only one block's weights are in memory at a time.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -99,21 +100,20 @@ class FloatChain:
         finished: dict[str, tuple[int, str]] = {}
         for component in self.components:
             latest: dict[str, tuple[int, str]] = {}
-
-            def source(value: str, latest: dict[str, tuple[int, str]] = latest) -> tuple[int, str]:
-                return latest.get(value) or finished.get(value) or (_INPUTS, value)
-
+            sources = ChainMap(latest, finished)
             step = component.host_step
             if step is not None:
-                self._producers.append({value: source(value) for value in step.inputs})
+                self._producers.append({value: sources.get(value, (_INPUTS, value)) for value in step.inputs})
                 latest |= {value: (len(self._nodes), value) for value in step.outputs}
                 self._nodes.append((component, step))
-            self._reads[component.name] = {value: source(value) for value in component.reads}
+            self._reads[component.name] = {value: sources.get(value, (_INPUTS, value)) for value in component.reads}
             for block in component.blocks:
-                self._producers.append({port: source(value) for port, value in block.inputs.items()})
+                self._producers.append(
+                    {port: sources.get(value, (_INPUTS, value)) for port, value in block.inputs.items()}
+                )
                 latest |= {value: (len(self._nodes), port) for port, value in block.outputs.items()}
                 self._nodes.append((component, block))
-            finished |= {port.name: latest[port.name] for port in component.outputs}
+            finished = finished | {port.name: latest[port.name] for port in component.outputs}
 
     def number(self, component: Component, block: Block) -> int:
         """The number of a block."""

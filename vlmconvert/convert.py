@@ -26,6 +26,7 @@ from passes.validate.parity import ValidateParityPass
 from vlmconvert.artifact import processor_files
 from vlmconvert.console import Reporter, format_size
 from vlmconvert.families import check_family, family_module
+from vlmconvert.genai import GENAI_FILES, write_genai_files
 from vlmconvert.pipeline import Built, Conversion
 from vlmconvert.plan import Options, Plan
 from vlmconvert.reference import reference_model
@@ -135,7 +136,12 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
     write_atomically(staging / "config.json", json.dumps(conversion.config, indent=2, sort_keys=True) + "\n")
     for path in processor_files(checkpoint.folder):
         shutil.copyfile(path, staging / path.name)
-    assets = [file_record(path, staging) for path in [staging / "config.json", *processor_files(staging)]]
+    if family_module(conversion.family).TOKENIZER_GRAPHS:
+        conversion.helper.run(write_genai_files, staging)
+        conversion.helper.close()
+    names = ["config.json", *GENAI_FILES, *(path.name for path in processor_files(staging))]
+    paths = [staging / name for name in dict.fromkeys(names)]
+    assets = [file_record(path, staging) for path in paths if path.exists()]
     samples = conversion.samples
     return Manifest(
         name=name,

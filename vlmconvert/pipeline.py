@@ -36,6 +36,7 @@ from passes.export.template import VERSION as TEMPLATE_VERSION
 from passes.export.template import BlockSource, Templates, prepare
 from passes.split import Component, SplitPass
 from passes.store import Store, digest, library_versions
+from vlmconvert import families
 from vlmconvert.artifact import describe_component, link_or_copy, processor_files
 from vlmconvert.console import Reporter
 from vlmconvert.families import FAMILIES, family_module
@@ -195,7 +196,7 @@ class Conversion:
             self.checkpoint.config,
             sorted(self.checkpoint.tensors),
             describe,
-            _source_digest(describe),
+            _source_digest(),
             library_versions(),
         )
         if key in self.store:
@@ -447,9 +448,7 @@ def _set_runtime_options(model: Any, precision: str) -> None:
     model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
 
 
-def _source_digest(describe: str) -> str:
-    """Digest of the family's own code, on which traces depend."""
-    module = describe.partition(":")[0]
-    folder = Path(family_module(module.rpartition(".")[2]).__file__ or "").parent
-    stem = module.rpartition(".")[2]
-    return digest([path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{stem}*.py"))])
+def _source_digest() -> str:
+    """Digest of the families' code, on which traces depend."""
+    folder = Path(families.__file__).parent
+    return digest([path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))])
