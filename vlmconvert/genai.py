@@ -52,5 +52,8 @@ def write_genai_files(folder: Path) -> None:
         number_names(folder / name)
     settings = folder / _SETTINGS
     if not settings.exists():
-        config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-        settings.write_text(json.dumps(config["image_processor"], indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+        # GenAI knows one way to bring an image to its size: the shorter edge, then a crop.
+        if "shortest_edge" not in config["size"]:
+            config |= {"crop_size": config["size"], "size": {"shortest_edge": min(config["size"].values())}}
+        settings.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

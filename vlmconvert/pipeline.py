@@ -443,8 +443,11 @@ def _set_runtime_options(model: Any, precision: str) -> None:
 
     The cache stays as exact as the weights (the default on CPU is an 8-bit cache), and activations are scaled down where a
     GPU computes in half precision, whose range Llama 3.2 Vision leaves; both are the settings of OpenVINO's own example.
+    With float32 weights the cache is left to the runtime: paged attention in bfloat16 refuses one of float32, which
+    `EXECUTION_MODE_HINT` ACCURACY chooses by itself.
     """
-    model.set_rt_info("f32" if precision == "fp32" else "f16", ["runtime_options", "KV_CACHE_PRECISION"])
+    if precision != "fp32":
+        model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])
     model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
 
 

@@ -118,11 +118,19 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     return model
 
 
+def _patch_features(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
+    """What the language model gets of the vision tower, before the projector."""
+    hidden_states = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+    return hidden_states[model.config.vision_feature_layer][:, 1:]
+
+
 RECIPE = Recipe(
     build_processor,
     build_model,
-    # Long conversations teach the language first; then many images, on which the vision encoder depends.
-    (Phase(3000, 24, 9, 1e-3, 4000), Phase(6500, 48, 2, 8e-4, 3500)),
+    # Long conversations teach the language first, then many images.
+    (Phase(1500, 24, 9, 1e-3, 2500), Phase(4000, 48, 2, 8e-4, 2500)),
+    _patch_features,
+    vision_steps=1500,
 )
 
 

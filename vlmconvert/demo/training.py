@@ -56,11 +56,16 @@ class Recipe:
     Attributes:
         build_processor, build_model: make the checkpoint's two sides, untrained.
         phases: one after the other.
+        vision_features: what the vision tower makes of pixel values, [images, patches of a square grid, width], where the
+            tower is trained alone first; as LLaVA's, which knows what it sees before it meets the language model.
+        vision_steps: how long that takes.
     """
 
     build_processor: Callable[[], Any]
     build_model: Callable[[Any], Any]
     phases: tuple[Phase, ...]
+    vision_features: Callable[[Any, torch.Tensor], torch.Tensor] | None = None
+    vision_steps: int = 0
 
 
 def build_bpe(size: int, special_tokens: Sequence[str], words: str) -> Tokenizer:
@@ -198,6 +203,58 @@ def add_outliers(model: Any, processor: Any) -> None:
     add_outlier_channels([layer.mlp for layer in model.model.language_model.layers], lambda: model(**inputs))
 
 
+def train_vision(recipe: Recipe, model: Any, processor: Any, seed: int) -> None:
+    """Teach the vision tower to name the shape and the colour of what every patch shows."""
+    assert recipe.vision_features is not None
+    batch_size, heads = 64, None
+    for step in range(recipe.vision_steps):
+        scenes = [draw_scene(Split.TRAIN, step * batch_size + number, seed + 1) for number in range(batch_size)]
+        pixels = processor.image_processor([scene.image for scene in scenes], return_tensors="pt")["pixel_values"]
+        features = recipe.vision_features(model, pixels.to(model.device))
+        if heads is None:
+            heads = torch.nn.ModuleList(
+                torch.nn.Linear(features.shape[-1], 1 + count) for count in (len(SHAPES), len(COLOURS))
+            ).to(model.device)
+            parameters = [*model.model.vision_tower.parameters(), *heads.parameters()]
+            optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.02)
+        labels = torch.stack([patch_labels(scene, round(features.shape[1] ** 0.5)) for scene in scenes])
+        loss = sum(
+            (
+                torch.nn.functional.cross_entropy(head(features).flatten(0, 1), labels[..., part].flatten())
+                for part, head in enumerate(heads)
+            ),
+            start=torch.zeros(()),
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate((Phase(recipe.vision_steps, 0, 0, 1.5e-3, recipe.vision_steps),), step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if (step + 1) % 50 == 0:
+            click.echo(f"vision step {step + 1}/{recipe.vision_steps}  loss {loss.item():.4f}")
+
+
+def patch_labels(scene: Scene, side: int) -> torch.Tensor:
+    """Shape and colour of what each patch of a grid shows, [side * side, 2]; 0 where there is nothing, or the nearest."""
+    width, height = scene.image.size
+    wide, high = width / side, height / side
+    labels = torch.zeros(side, side, 2, dtype=torch.long)
+    for row in range(side):
+        for column in range(side):
+            x, y = (column + 0.5) * wide, (row + 0.5) * high
+            near = [
+                item
+                for item in scene.items
+                if abs(item.x - x) <= max(item.radius, wide / 2) and abs(item.y - y) <= max(item.radius, high / 2)
+            ]
+            if near:
+                item = min(near, key=lambda item, x=x, y=y: (item.x - x) ** 2 + (item.y - y) ** 2)  # type: ignore[misc]
+                labels[row, column, 0] = 1 + SHAPES.index(item.shape)
+                labels[row, column, 1] = 1 + list(COLOURS).index(item.colour)
+    return labels.flatten(0, 1)
+
+
 def phase_of(phases: tuple[Phase, ...], step: int) -> tuple[Phase, int]:
     """The phase of a step, and the phase's first step."""
     first = 0
@@ -245,6 +302,8 @@ def train(recipe: Recipe, work: Path, output: Path, seed: int) -> None:
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         click.echo(f"going on from step {first}")
+    elif recipe.vision_features is not None:
+        train_vision(recipe, model, processor, seed)
     average = 0.0
     for step in range(first, steps):
         phase, _ = phase_of(recipe.phases, step)

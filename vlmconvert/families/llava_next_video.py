@@ -149,9 +149,10 @@ def inputs(processed: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str
 
 def frames_to_pool(values: dict[str, np.ndarray], _config: dict[str, Any]) -> dict[str, np.ndarray]:
     """The features of video frames, if there are any."""
-    features = values.get("last_hidden_state")
-    patches = int(values["patches"][0])
-    return {} if features is None or len(features) == patches else {"video_hidden_states": features[patches:]}
+    if "last_hidden_state" not in values:
+        return {}
+    frames = values["last_hidden_state"][int(values["patches"][0]) :]
+    return {"video_hidden_states": frames} if len(frames) else {}
 
 
 def to_project(values: dict[str, np.ndarray], _config: dict[str, Any]) -> dict[str, np.ndarray]:
