@@ -25,7 +25,7 @@ from passes.validate.accuracy import ValidateAccuracyPass
 from passes.validate.parity import ValidateParityPass
 from vlmconvert.artifact import processor_files
 from vlmconvert.console import Reporter, format_size
-from vlmconvert.families import check_family, family_module
+from vlmconvert.families import check_family, demo_checkpoint, family_module
 from vlmconvert.genai import GENAI_FILES, write_genai_files
 from vlmconvert.pipeline import Built, Conversion
 from vlmconvert.plan import Options, Plan
@@ -34,7 +34,7 @@ from vlmconvert.reference import reference_model
 if TYPE_CHECKING:
     from passes.validate.protocol import Batch
 
-__all__ = ["Request", "convert", "demo_checkpoint"]
+__all__ = ["Request", "convert"]
 
 RUN_LOG = "run.json"
 
@@ -59,11 +59,6 @@ class Request:
     max_drop: float = 1.0
 
 
-def demo_checkpoint(family: str) -> Path:
-    """The folder of the embedded demo checkpoint of a family."""
-    return Path(__file__).parent / "demo" / family
-
-
 def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     """Convert one checkpoint.
 
@@ -76,7 +71,9 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     """
     start = time.monotonic()
     family = family_module(request.family)
-    model = request.model or str(demo_checkpoint(request.family))
+    model = request.model or str(demo_checkpoint(request.family) or "")
+    if not model:
+        raise BadInputError(f"there is no embedded {request.family} checkpoint: name a folder or a hub id")
 
     def check(folder: Path) -> None:
         check_family(request.family, read_config(folder), model)
