@@ -1,0 +1,66 @@
+"""Blocks as ONNX graphs whose weights stay on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from passes.export.weights import WeightBytes
+from passes.split import Block
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    Detached = tuple[ir.Model, dict[str, WeightBytes]]
+
+__all__ = ["add_weight", "read_trace", "weight_values"]
+
+_READERS = {"Conv", "Gather", "Gemm", "MatMul"}
+
+
+def read_trace(folder: Path, block: Block) -> ir.Model:
+    """The graph of a block's kind; inputs after the kind's ports stand for its parameters.
+
+    The operation that reads a weight is called after the checkpoint's tensor (in-memory spelling), as in OpenVINO.
+    """
+    import onnx_ir as ir
+
+    model = ir.load(folder / f"{block.kind}.onnx")
+    for value, tensor in weight_values(model, block):
+        for reader in _through_transposes(value):
+            if reader.op_type in _READERS:
+                reader.name = tensor.removesuffix(".weight")
+    return model
+
+
+def weight_values(model: ir.Model, block: Block) -> list[tuple[ir.Value, str]]:
+    """The inputs of a trace that stand for weights, with the tensors' names."""
+    return [(value, block.tensors[value.name]) for value in model.graph.inputs if value.name in block.tensors]
+
+
+def add_weight(
+    model: ir.Model,
+    weights: dict[str, WeightBytes],
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    place: WeightBytes,
+) -> ir.Value:
+    """Add an initializer whose bytes are copied from `place` when the graph is written (`passes.onnx.file`)."""
+    import onnx_ir as ir
+
+    tensor = ir.ExternalTensor("", None, place.final_size, dtype, shape=ir.Shape(shape), name=name)
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
+    model.graph.initializers.add(value)
+    weights[name] = place
+    return value
+
+
+def _through_transposes(value: ir.Value) -> list[ir.Node]:
+    """The operations that read a value, or read it transposed."""
+    readers = []
+    for reader in value.consumers():
+        readers += _through_transposes(reader.outputs[0]) if reader.op_type == "Transpose" else [reader]
+    return readers
