@@ -10,7 +10,7 @@ from manifests.errors import BadInputError
 from passes.base import Pass
 from passes.export.template import BlockSource
 from passes.export.weights import WeightBytes
-from passes.onnx.graph import add_weight, read_trace, weight_values
+from passes.onnx.graph import add_float, read_trace, weight_values
 
 if TYPE_CHECKING:
     from passes.onnx.graph import Detached
@@ -41,25 +41,13 @@ class ExportOnnxPass(Pass):
             source: the block and its checkpoint.
             traces: the folder that `passes.onnx.trace.trace_kinds` has filled.
         """
-        import onnx_ir as ir
-
         model = read_trace(traces, source.block)
         weights: dict[str, WeightBytes] = {}
-        stored = {"f32": ir.DataType.FLOAT, "f16": ir.DataType.FLOAT16}[self.dtype]
         for value, tensor in weight_values(model, source.block):
             info = source.tensor_info(tensor)
             place = WeightBytes(
-                source.checkpoint.folder / info.file,
-                info.offset,
-                info.byte_size,
-                info.dtype,
-                {"f32": "F32", "f16": "F16"}[self.dtype],
+                source.checkpoint.folder / info.file, info.offset, info.byte_size, info.dtype, self.dtype.upper()
             )
             model.graph.inputs.remove(value)
-            weight = add_weight(model, weights, tensor, stored, info.shape, place)
-            if self.dtype == "f16":
-                cast = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT}, name=f"{tensor}/float")
-                model.graph.insert_before(model.graph[0], cast)
-                weight = cast.outputs[0]
-            value.replace_all_uses_with(weight)
+            value.replace_all_uses_with(add_float(model, weights, tensor, info.shape, place))
         return model, weights

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Detached = tuple[ir.Model, dict[str, WeightBytes]]
 
-__all__ = ["add_weight", "read_trace", "weight_values"]
+__all__ = ["add_float", "add_weight", "read_trace", "weight_values"]
 
 _READERS = {"Conv", "Gather", "Gemm", "MatMul"}
 
@@ -56,6 +56,20 @@ def add_weight(
     model.graph.initializers.add(value)
     weights[name] = place
     return value
+
+
+def add_float(
+    model: ir.Model, weights: dict[str, WeightBytes], name: str, shape: Sequence[int], place: WeightBytes
+) -> ir.Value:
+    """Add a float weight, stored as what `place` gives; its values are float32."""
+    import onnx_ir as ir
+
+    if (place.wanted or place.stored) == "F32":
+        return add_weight(model, weights, name, ir.DataType.FLOAT, shape, place)
+    weight = add_weight(model, weights, name, ir.DataType.FLOAT16, shape, place)
+    cast = ir.node("Cast", [weight], {"to": ir.DataType.FLOAT}, name=f"{name}/float")
+    model.graph.insert_before(model.graph[0], cast)
+    return cast.outputs[0]
 
 
 def _through_transposes(value: ir.Value) -> list[ir.Node]:
