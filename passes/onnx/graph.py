@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from passes.export.weights import WeightBytes
 from passes.split import Block
 
@@ -15,7 +17,15 @@ if TYPE_CHECKING:
 
     Detached = tuple[ir.Model, dict[str, WeightBytes]]
 
-__all__ = ["add_float", "add_weight", "read_trace", "weight_values"]
+__all__ = [
+    "add_constant",
+    "add_float",
+    "add_weight",
+    "read_trace",
+    "take_over",
+    "weight_readers",
+    "weight_values",
+]
 
 _READERS = {"Conv", "Gather", "Gemm", "MatMul"}
 
@@ -29,7 +39,7 @@ def read_trace(folder: Path, block: Block) -> ir.Model:
 
     model = ir.load(folder / f"{block.kind}.onnx")
     for value, tensor in weight_values(model, block):
-        for reader in _through_transposes(value):
+        for reader in weight_readers(value):
             if reader.op_type in _READERS:
                 reader.name = tensor.removesuffix(".weight")
     return model
@@ -72,9 +82,28 @@ def add_float(
     return cast.outputs[0]
 
 
-def _through_transposes(value: ir.Value) -> list[ir.Node]:
+def add_constant(model: ir.Model, name: str, value: np.ndarray | np.generic) -> ir.Value:
+    """Add a small constant that lies in the graph itself."""
+    import onnx_ir as ir
+
+    tensor = ir.tensor(np.asarray(value), name=name)
+    constant = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.initializers.add(constant)
+    return constant
+
+
+def weight_readers(value: ir.Value) -> list[ir.Node]:
     """The operations that read a value, or read it transposed."""
-    readers = []
+    readers: list[ir.Node] = []
     for reader in value.consumers():
-        readers += _through_transposes(reader.outputs[0]) if reader.op_type == "Transpose" else [reader]
+        readers += weight_readers(reader.outputs[0]) if reader.op_type == "Transpose" else [reader]
     return readers
+
+
+def take_over(node: ir.Node, value: ir.Value) -> None:
+    """Let `value` stand for what `node` makes, and remove the node."""
+    made = node.outputs[0]
+    value.type, value.shape = made.type, made.shape
+    made.replace_all_uses_with(value, replace_graph_outputs=True)
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
