@@ -6,7 +6,7 @@ what is true of one target's weights is true of the other's. They stay in the .b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,13 +72,14 @@ class TransferOnnxPass(Pass):
             activations = [compressed.activation(reader.name or "") for reader in readers]
             for reader, activation in zip(readers, activations, strict=True):
                 filling.scale_input(reader, activation)
-            if {reader.op_type for reader in readers} == {"Gather"}:
+            kinds = {reader.op_type for reader in readers}
+            if kinds == {"Gather"}:
                 for reader in readers:
                     filling.look_up(tensor, weight, reader)
-            elif {reader.op_type for reader in readers} == {"MatMul"} and not any(item.scale for item in activations):
+            elif kinds == {"MatMul"} and not any(item.scale for item in activations):
                 filling.multiply(tensor, weight, value, readers)
             else:
-                value.replace_all_uses_with(filling.dequantize(tensor, weight))
+                filling.dequantize(tensor, weight, value)
         model.graph.sort()
         return model, filling.weights
 
@@ -90,6 +91,7 @@ class _Filling:
     model: ir.Model
     weights: dict[str, WeightBytes]
     accuracy_level: int
+    scaled: dict[tuple[Any, Activation], ir.Value] = field(default_factory=dict)
 
     def add(self, name: str, dtype: str, shape: list[int], place: WeightBytes) -> ir.Value:
         import onnx_ir as ir
@@ -114,6 +116,10 @@ class _Filling:
         import numpy as np
 
         name, value = reader.name, reader.inputs[0]
+        key = (value, activation)
+        if key in self.scaled:  # q, k and v share their input
+            reader.replace_input_with(0, self.scaled[key])
+            return
         if activation.factors is not None:
             factors = self.add_float(f"{name}/factors", activation.factors, list(activation.factors.shape))
             value = self.insert(reader, "Mul", [value, factors], f"{name}/scaled_input")
@@ -124,6 +130,7 @@ class _Filling:
             ]
             value = self.insert(reader, "QuantizeLinear", [value, *parts], f"{name}/input_codes")
             value = self.insert(reader, "DequantizeLinear", [value, *parts], f"{name}/input")
+        self.scaled[key] = value
         reader.replace_input_with(0, value)
 
     def multiply(self, tensor: str, weight: QuantizedWeight, value: ir.Value, readers: list[ir.Node]) -> None:
@@ -212,16 +219,24 @@ class _Filling:
         values = step("Mul", "scaled", values, step("Gather", "scale", scale, indexes, axis=0))
         take_over(reader, step("Reshape", "rows", values, constant("row_shape", np.array([0, 0, columns]))))
 
-    def dequantize(self, tensor: str, weight: QuantizedWeight) -> ir.Value:
-        """A DequantizeLinear over the first axis."""
+    def dequantize(self, tensor: str, weight: QuantizedWeight, value: ir.Value) -> None:
+        """Let `value` come from a DequantizeLinear over the output channels, and let transpositions stand before it.
+
+        ONNX Runtime transposes constant codes when it loads them, and takes its 8-bit kernels for what is left.
+        """
         codes = weight.codes
         if weight.bits != 8 or weight.groups != 1:
             raise ConversionError(f"{tensor} is neither a matrix nor a table, and not in 8 bit per row: use int8 or fp16")
         dtype = {"u8": "UINT8", "i8": "INT8"}[codes.dtype]
-        parts = [
-            self.add(tensor, dtype, list(codes.shape), codes.place),
-            self.add(f"{tensor}/scale", "FLOAT", [codes.shape[0]], weight.scale.converted("F32")),
-        ]
+        stored = self.add(tensor, dtype, list(codes.shape), codes.place)
+        parts = [self.add(f"{tensor}/scale", "FLOAT", [codes.shape[0]], weight.scale.converted("F32"))]
         if weight.zero_point is not None:
             parts.append(self.add(f"{tensor}/zero_point", dtype, [codes.shape[0]], weight.zero_point.place))
-        return self.insert(self.model.graph[0], "DequantizeLinear", [*parts], f"{tensor}/float", axis=0)
+        first = self.model.graph[0]
+        for reader in value.consumers():
+            if reader.op_type == "Transpose":
+                turned = self.insert(first, "Transpose", [stored], f"{tensor}/transposed", perm=[1, 0])
+                take_over(reader, self.insert(first, "DequantizeLinear", [turned, *parts], f"{tensor}/float", axis=1))
+            else:
+                whole = self.insert(first, "DequantizeLinear", [stored, *parts], f"{tensor}/float", axis=0)
+                reader.replace_input_with(reader.inputs.index(value), whole)
