@@ -82,7 +82,9 @@ def write_bytes(path: Path, small: bytes, copies: list[tuple[WeightBytes, int]],
     checksum = hashlib.sha256()
     with path.open("wb") as stream, ThreadPoolExecutor(1) as thread:
         if size:
-            os.posix_fallocate(stream.fileno(), 0, size)  # makes writing several times faster, and a full disk fails here
+            os.posix_fallocate(
+                stream.fileno(), 0, size
+            )  # makes writing several times faster, and a full disk fails here
         hashed: deque[Future[None]] = deque()
         for data in chain([small], _chunks(copies, len(small))):
             if len(hashed) == _AHEAD:
@@ -129,12 +131,12 @@ def _wider_rows(file: IO[bytes], source: WeightBytes) -> Iterator[memoryview]:
         data = file.read(min(step, source.size - first))
         if len(data) != min(step, source.size - first):
             raise _too_short(source)
-        values = np.frombuffer(data, np.uint8)
+        codes = np.frombuffer(data, np.uint8)
         if source.stored in _SIGN:
-            values = values ^ _SIGN[source.stored]
+            codes = codes ^ np.uint8(_SIGN[source.stored])
         if bits == 4:
-            values = np.stack([values & 15, values >> 4], axis=1).reshape(-1)
-        values = values.view(_NUMPY[source.stored])
+            codes = np.stack([codes & 15, codes >> 4], axis=1).reshape(-1)
+        values = codes.view(_NUMPY[source.stored])
         values = values[: values.size // rows.columns * rows.columns].reshape(-1, rows.columns)
         wide = np.zeros((len(values), rows.width), _NUMPY[source.wanted])
         wide[:, : rows.columns * rows.repeat] = values.repeat(rows.repeat, axis=1)

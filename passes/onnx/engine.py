@@ -11,6 +11,7 @@ import numpy as np
 from manifests.errors import BadInputError
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime as ort
 
 __all__ = ["OnnxEngine"]
@@ -30,7 +31,8 @@ class OnnxEngine:
         outputs: what it returns.
 
     Args:
-        path: the .onnx file; its weights lie beside it.
+        graph: the .onnx file, whose weights lie beside it, or a graph in memory.
+        weights: the folder with the weights of a graph in memory.
         options: entries of ONNX Runtime's session configuration.
         threads: of one operator; 0 takes all cores.
 
@@ -38,7 +40,13 @@ class OnnxEngine:
         BadInputError: if ONNX Runtime cannot load the graph.
     """
 
-    def __init__(self, path: Path, options: Mapping[str, str] | None = None, threads: int = 0) -> None:
+    def __init__(
+        self,
+        graph: Path | onnx.ModelProto,
+        weights: Path | None = None,
+        options: Mapping[str, str] | None = None,
+        threads: int = 0,
+    ) -> None:
         import onnxruntime as ort
 
         settings = ort.SessionOptions()
@@ -46,11 +54,15 @@ class OnnxEngine:
         settings.log_severity_level = 3
         for name, value in (options or {}).items():
             settings.add_session_config_entry(name, value)
+        if weights is not None:
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+        source = graph if isinstance(graph, Path) else graph.SerializeToString()
         try:
-            self._session = ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+            self._session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base
             reason = " ".join(str(error).split())
-            raise BadInputError(f"ONNX Runtime {ort.__version__} cannot load {path}: {reason}") from error
+            place = graph if isinstance(graph, Path) else graph.graph.name
+            raise BadInputError(f"ONNX Runtime {ort.__version__} cannot load {place}: {reason}") from error
         ports = self._session.get_inputs()
         self._caches = {port.name: port for port in ports if port.name.startswith(_PAST)}
         self._presents = {name: _PRESENT + name.removeprefix(_PAST) for name in self._caches}
@@ -76,9 +88,7 @@ class OnnxEngine:
         import onnxruntime as ort
 
         feeds = {
-            name: _on_host(inputs[name])
-            if isinstance(inputs[name], np.ndarray)
-            else inputs[name]
+            name: _on_host(inputs[name]) if isinstance(inputs[name], np.ndarray) else inputs[name]
             for name in self.inputs
         }
         if self._caches and not self._state:

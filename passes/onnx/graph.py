@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Detached = tuple[ir.Model, dict[str, WeightBytes]]
 
 __all__ = [
+    "MICROSOFT",
     "add_constant",
     "add_float",
     "add_weight",
@@ -27,6 +28,7 @@ __all__ = [
     "weight_values",
 ]
 
+MICROSOFT = "com.microsoft"
 _READERS = {"Conv", "Gather", "Gemm", "MatMul"}
 
 
@@ -87,7 +89,7 @@ def add_constant(model: ir.Model, name: str, value: np.ndarray | np.generic) -> 
     import onnx_ir as ir
 
     tensor = ir.tensor(np.asarray(value), name=name)
-    constant = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    constant = ir.Value(name=name, shape=ir.Shape(value.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     model.graph.initializers.add(constant)
     return constant
 

@@ -11,6 +11,7 @@ from manifests.model import Port
 from passes.base import Pass
 from passes.export.stitch import block_names, tensor_name
 from passes.export.weights import WeightBytes
+from passes.onnx.graph import MICROSOFT
 from passes.onnx.trace import IR_VERSION, OPSET
 from passes.split import Block, Component
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["StitchOnnxPass", "value_name"]
 
-MICROSOFT = "com.microsoft"
 _DTYPES = {"f32": "FLOAT", "i64": "INT64", "i32": "INT32"}
 
 

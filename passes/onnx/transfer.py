@@ -15,7 +15,16 @@ from manifests.errors import ConversionError
 from passes.base import Pass
 from passes.export.weights import Rows, WeightBytes
 from passes.onnx.compressed import Activation, CompressedGraph, Constant, QuantizedWeight
-from passes.onnx.graph import add_constant, add_float, add_weight, read_trace, take_over, weight_readers, weight_values
+from passes.onnx.graph import (
+    MICROSOFT,
+    add_constant,
+    add_float,
+    add_weight,
+    read_trace,
+    take_over,
+    weight_readers,
+    weight_values,
+)
 from passes.split import Block
 
 if TYPE_CHECKING:
@@ -23,9 +32,8 @@ if TYPE_CHECKING:
 
     from passes.onnx.graph import Detached
 
-__all__ = ["MICROSOFT", "TransferOnnxPass"]
+__all__ = ["TransferOnnxPass"]
 
-MICROSOFT = "com.microsoft"
 # MatMulNBits knows no scale for a whole row, so the row's scale stands for each of its blocks; blocks of 128 ran fastest.
 _ROW_BLOCK = 128
 _LARGEST_BLOCK, _LEAST_BLOCK, _PADDED_BLOCK = 256, 16, 32
@@ -130,6 +138,7 @@ class _Filling:
             ]
             value = self.insert(reader, "QuantizeLinear", [value, *parts], f"{name}/input_codes")
             value = self.insert(reader, "DequantizeLinear", [value, *parts], f"{name}/input")
+        assert value is not None
         self.scaled[key] = value
         reader.replace_input_with(0, value)
 
@@ -226,7 +235,9 @@ class _Filling:
         """
         codes = weight.codes
         if weight.bits != 8 or weight.groups != 1:
-            raise ConversionError(f"{tensor} is neither a matrix nor a table, and not in 8 bit per row: use int8 or fp16")
+            raise ConversionError(
+                f"{tensor} is neither a matrix nor a table, and not in 8 bit per row: use int8 or fp16"
+            )
         dtype = {"u8": "UINT8", "i8": "INT8"}[codes.dtype]
         stored = self.add(tensor, dtype, list(codes.shape), codes.place)
         parts = [self.add(f"{tensor}/scale", "FLOAT", [codes.shape[0]], weight.scale.converted("F32"))]
