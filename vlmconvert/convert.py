@@ -81,7 +81,7 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     folder, revision = fetch_checkpoint(model, request.revision, request.token, check)
     check(folder)
     checkpoint = open_checkpoint(folder, model if revision else None, revision)
-    name = f"{Path(checkpoint.model).name}-openvino-{request.options.llm}-{request.options.vision}"
+    name = f"{Path(checkpoint.model).name}-{request.options.target}-{request.options.llm}-{request.options.vision}"
     output = request.output or Path(name)
     conversion = Conversion(
         request.family, checkpoint, request.options, Store(request.store), request.workers, reporter
@@ -133,7 +133,7 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
     write_atomically(staging / "config.json", json.dumps(conversion.config, indent=2, sort_keys=True) + "\n")
     for path in processor_files(checkpoint.folder):
         shutil.copyfile(path, staging / path.name)
-    if family_module(conversion.family).TOKENIZER_GRAPHS:
+    if conversion.options.target == "openvino" and family_module(conversion.family).TOKENIZER_GRAPHS:
         conversion.helper.run(write_genai_files, staging)
         conversion.helper.close()
     names = ["config.json", *GENAI_FILES, *(path.name for path in processor_files(staging))]
@@ -143,7 +143,7 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
     return Manifest(
         name=name,
         family=conversion.family,
-        target="openvino",
+        target=conversion.options.target,
         source=Source(
             model=checkpoint.model,
             revision=checkpoint.revision,
@@ -163,7 +163,7 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
             seed=samples.seed,
         ),
         validation=[],
-        environment=library_versions(),
+        environment=library_versions(conversion.options.target),
     )
 
 
@@ -221,7 +221,7 @@ def _check_output(output: Path, conversion: Conversion, force: bool) -> None:
     if (
         {item.name: item.passes for item in existing.components} != planned
         or existing.source.files != conversion.source_files
-        or existing.environment != library_versions()
+        or existing.environment != library_versions(conversion.options.target)
     ):
         raise BadInputError(f"{output} holds a different result: {mend}")
 
