@@ -32,7 +32,7 @@ from passes.export.template import BlockSource, Templates, prepare
 from passes.split import Component, SplitPass
 from passes.store import Store, digest, library_versions
 from vlmconvert import families
-from vlmconvert.artifact import link_or_copy, processor_files
+from vlmconvert.artifact import processor_files
 from vlmconvert.console import Reporter
 from vlmconvert.families import FAMILIES, family_module
 from vlmconvert.plan import ComponentPlan, Options, Plan, make_plan
@@ -62,10 +62,10 @@ class Helper:
         result: T = self._pool.submit(function, *arguments).result()
         return result
 
-    def close(self) -> None:
-        """End the process, which is idle; waiting for torch's own tidy end takes a second."""
+    def close(self, wait: bool = False) -> None:
+        """End the process, which is idle; to `wait` for torch's own tidy end takes a second."""
         if self._pool is not None:
-            self._pool.shutdown(kill_workers=True)
+            self._pool.shutdown(wait=wait, kill_workers=not wait)
             self._pool = None
 
 
@@ -150,7 +150,8 @@ class Conversion:
         chain = self._calibrate() if self.plan.calibrates_llm or self.plan.calibrates_vision else None
         if self.options.target == "onnx":
             self.onnx_traces = self._trace_for_onnx()
-        self.helper.close()
+        # What torch's exporter imports leaves semaphores behind in a process that is killed.
+        self.helper.close(wait=self.options.target == "onnx")
         built = [self._build_component(item, chain) for item in self.plan.components]
         if chain is not None:
             chain.clear()
@@ -161,7 +162,8 @@ class Conversion:
         """Put finished components into `output` and describe them from the files themselves."""
         for item in built:
             for record in item.files:
-                link_or_copy(item.folder / record.path, output / record.path)
+                place = target_module(item.plan.target).place_file
+                place(item.folder / record.path, output / record.path)
         return [target_module(item.plan.target).describe_component(item.plan, item.files, output) for item in built]
 
     def _complete_config(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ A target's module has:
 - `block_checksums(graph, component)`, a CRC-32 for each block's weights;
 - `verify_graph(record, graph)`, what a graph really holds against its record;
 - `artifact_blocks(graphs)`, the blocks of a finished artifact, to be computed one by one;
+- `place_file(source, target)`, how a finished file gets from the store into an artifact;
 - `open_engine(device, ov_config, cache_dir)`, the runtime that computes its graphs.
 """
 

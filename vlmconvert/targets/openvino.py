@@ -18,6 +18,7 @@ from passes.export.template import BlockSource
 from passes.split import Component
 from passes.validate.cut import ArtifactBlocks
 from passes.validate.graphs import verify_graph
+from vlmconvert.artifact import link_or_copy
 from vlmconvert.engines.openvino import OpenvinoEngine
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ __all__ = [
     "block_checksums",
     "describe_component",
     "open_engine",
+    "place_file",
     "verify_graph",
     "write_component",
 ]
 
 SUFFIXES = (".xml", ".bin")
-artifact_blocks, open_engine = ArtifactBlocks, OpenvinoEngine
+artifact_blocks, open_engine, place_file = ArtifactBlocks, OpenvinoEngine, link_or_copy
 
 
 def write_component(
