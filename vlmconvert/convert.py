@@ -30,6 +30,7 @@ from vlmconvert.genai import GENAI_FILES, write_genai_files
 from vlmconvert.pipeline import Built, Conversion
 from vlmconvert.plan import Options, Plan
 from vlmconvert.reference import reference_model
+from vlmconvert.targets import check_installed
 
 if TYPE_CHECKING:
     from passes.validate.protocol import Batch
@@ -81,6 +82,7 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     folder, revision = fetch_checkpoint(model, request.revision, request.token, check)
     check(folder)
     checkpoint = open_checkpoint(folder, model if revision else None, revision)
+    check_installed(request.options.target)
     name = f"{Path(checkpoint.model).name}-{request.options.target}-{request.options.llm}-{request.options.vision}"
     output = request.output or Path(name)
     conversion = Conversion(

@@ -15,7 +15,7 @@ from tests.conftest import vlmconvert
 from vlmconvert.families import FAMILIES, demo_checkpoint, family_module
 from vlmconvert.runtime import Runner
 
-TARGETS = ("openvino",)
+TARGETS = ("openvino", "onnx")
 # Precisions of language model and vision encoder -> least cosine of the logits, without their mean, with the checkpoint's.
 PRECISIONS = {
     ("fp32", "fp32"): 0.999999,

@@ -11,6 +11,7 @@ import numpy as np
 from manifests.errors import BadInputError
 from passes.onnx.engine import OnnxEngine
 from vlmconvert.engines import Value
+from vlmconvert.targets import check_installed
 
 __all__ = ["OnnxRuntime", "open_engine"]
 
@@ -55,6 +56,7 @@ def open_engine(
     """
     if device not in {"CPU", "AUTO"}:
         raise BadInputError(f"device {device} is not for ONNX artifacts: use CPU, or convert with --target openvino")
+    check_installed("onnx")
     if ov_config or cache_dir is not None:
         raise BadInputError("--ov-config and --cache-dir are OpenVINO's, and this is an ONNX artifact: leave them out")
     return OnnxRuntime()

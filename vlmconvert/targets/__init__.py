@@ -15,11 +15,16 @@ A target's module has:
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
+from manifests.errors import BadInputError
 from manifests.model import Component
 
-__all__ = ["TARGETS", "graph_file", "target_module"]
+__all__ = ["TARGETS", "check_installed", "graph_file", "target_module"]
+
+# Libraries that come with an extra of the same name.
+_EXTRAS = {"onnx": ("onnx_ir", "onnxscript", "onnxruntime")}
 
 TARGETS = {
     "openvino": "vlmconvert.targets.openvino",
@@ -30,6 +35,17 @@ TARGETS = {
 def target_module(name: str) -> ModuleType:
     """The module of a target."""
     return importlib.import_module(TARGETS[name])
+
+
+def check_installed(target: str) -> None:
+    """Refuse a target whose libraries are not there.
+
+    Raises:
+        BadInputError: naming what installs them.
+    """
+    missing = [name for name in _EXTRAS.get(target, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BadInputError(f'--target {target} needs {", ".join(missing)}: pip install "vlmconvert[{target}]"')
 
 
 def graph_file(record: Component) -> str:
