@@ -20,7 +20,7 @@ TARGETS = ("openvino", "onnx")
 PRECISIONS = {
     ("fp32", "fp32"): 0.999999,
     ("fp16", "fp16"): 0.99999,
-    ("int8", "int8"): 0.999,
+    ("int8", "int8"): 0.998,
     ("int4", "int8"): 0.9,
     ("int4-awq", "int8-ptq"): 0.9,
 }
