@@ -21,7 +21,7 @@ _ELEMENT_TYPES = {"f32": 1, "i32": 6, "i64": 7}
 def cut(path: Path, component: Component, block: Block) -> onnx.ModelProto:
     """A block as it is shipped; its weights stay in the artifact's .data file.
 
-    Its inputs and outputs are in the order of the kind's ports and named after them.
+    Its inputs are in the order of the kind's ports and named after them; its outputs too, with `.out` behind the name.
 
     Raises:
         ConversionError: if the graph has lost a value at the block's border.
@@ -53,7 +53,7 @@ def cut(path: Path, component: Component, block: Block) -> onnx.ModelProto:
         needed.update(makers[name].output)
         pending += makers[name].input
     nodes = [node for node in graph.node if needed.intersection(node.output)]
-    names = border | {name: port for port, name in results.items()}
+    names = border | {name: f"{port}.out" for port, name in results.items()}
     read_names = {name for node in nodes for name in node.input}
     for node in nodes:
         for values in (node.input, node.output):
@@ -62,7 +62,7 @@ def cut(path: Path, component: Component, block: Block) -> onnx.ModelProto:
         nodes,
         f"{component.name}/{block.name}",
         [helper.make_tensor_value_info(port.name, _ELEMENT_TYPES[port.dtype], port.shape) for port in kind.inputs],
-        [helper.make_tensor_value_info(port.name, _ELEMENT_TYPES[port.dtype], None) for port in kind.outputs],
+        [helper.make_tensor_value_info(f"{port.name}.out", _ELEMENT_TYPES[port.dtype], None) for port in kind.outputs],
         [constant for constant in graph.initializer if constant.name in read_names],
     )
     return helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)

@@ -93,7 +93,7 @@ def test_names_and_shapes_are_those_of_the_ecosystem(floats):
     assert {name for name in inputs if name.startswith("past")} == {
         f"past_key_values.{index}.{part}" for index in (0, 2, 4, 6) for part in ("key", "value")
     }
-    assert list(outputs)[0] == "logits"
+    assert next(iter(outputs)) == "logits"
     assert outputs["logits"].shape == ["batch", 1, 512]
     assert "beam_idx" not in inputs
 
