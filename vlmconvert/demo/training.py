@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import click
@@ -27,7 +26,7 @@ __all__ = ["Phase", "Recipe", "build_bpe", "exact_match", "train"]
 
 IGNORE_INDEX = -100
 # How much more often a kind of question is kept, where not all are.
-WEIGHTS = MappingProxyType({"shape": 3, "exists": 2})
+_WEIGHTS = {"shape": 3, "exists": 2}
 # Colours, shapes and places are learnt from single shapes first, then told apart among several.
 _ITEMS = ((800, 1), (1500, 2))
 _WARMUP = 200
@@ -41,7 +40,6 @@ class Phase:
         until: the step after its last one.
         batch_size, most_turns: scenes a step, and questions a scene.
         learning_rate, horizon: a cosine that would end `horizon` steps after the phase's start.
-        weights: how much more often a kind of question is kept, where not all are.
     """
 
     until: int
@@ -49,7 +47,6 @@ class Phase:
     most_turns: int
     learning_rate: float
     horizon: int
-    weights: Mapping[str, float] = WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -106,20 +103,14 @@ def build_bpe(size: int, special_tokens: Sequence[str], words: str) -> Tokenizer
     return tokenizer
 
 
-def training_batch(
-    processor: Any,
-    scenes: list[Scene],
-    most_turns: int,
-    rng: random.Random,
-    weights: Mapping[str, float] = WEIGHTS,
-) -> dict[str, torch.Tensor]:
+def training_batch(processor: Any, scenes: list[Scene], most_turns: int, rng: random.Random) -> dict[str, torch.Tensor]:
     """One conversation a scene, its questions as turns in random order; labels on the answers only.
 
-    Of more questions than `most_turns`, those of greater weight are kept more often.
+    Of more questions than `most_turns`, those that take longest to learn are kept more often.
     """
     conversations = []
     for scene in scenes:
-        turns = [(rng.random() ** (1 / weights.get(question.kind, 1)), question) for question in scene.questions]
+        turns = [(rng.random() ** (1 / _WEIGHTS.get(question.kind, 1)), question) for question in scene.questions]
         kept = [question for _, question in sorted(turns, key=lambda turn: -turn[0])[:most_turns]]
         pairs = [(question.text, question.answer) for question in kept]
         if rng.random() < 0.3 and most_turns > len(pairs):
@@ -324,7 +315,7 @@ def train(recipe: Recipe, work: Path, output: Path, seed: int) -> None:
             draw_scene(Split.TRAIN, step * phase.batch_size + number, seed, most_items)
             for number in range(phase.batch_size)
         ]
-        batch = training_batch(processor, scenes, phase.most_turns, rng, phase.weights)
+        batch = training_batch(processor, scenes, phase.most_turns, rng)
         # Right padding and labels on answers make an attention mask superfluous.
         batch.pop("attention_mask")
         loss = model(**{key: value.to(device) for key, value in batch.items()}, use_cache=False).loss
