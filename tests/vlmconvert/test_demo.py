@@ -1,4 +1,4 @@
-"""The embedded demo: it must be real, or the figures measured on it mean nothing."""
+"""The embedded demos: they must be real, or the figures measured on them mean nothing."""
 
 from __future__ import annotations
 
@@ -6,25 +6,38 @@ import json
 
 import pytest
 import torch
-from transformers import AutoProcessor, MllamaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from calibration.scenes import Split, draw_scene
 from manifests.io import read_manifest
 from tests.conftest import vlmconvert
 from vlmconvert.demo.training import exact_match
+from vlmconvert.families import FAMILIES, demo_checkpoint
 
 QUESTIONS = 500
+TARGETS = ("openvino", "onnx")
+WITH_DEMO = [family for family in FAMILIES if demo_checkpoint(family)]
+
+
+@pytest.fixture(scope="module", params=WITH_DEMO)
+def demo(request):
+    return demo_checkpoint(request.param)
 
 
 @pytest.fixture(scope="module")
 def model(demo):
-    return MllamaForConditionalGeneration.from_pretrained(demo, dtype=torch.float32)
+    return AutoModelForImageTextToText.from_pretrained(demo, dtype=torch.float32)
+
+
+def test_which_families_have_one():
+    assert WITH_DEMO == ["mllama", "llava"]
 
 
 def test_it_is_small(demo):
     assert sum(path.stat().st_size for path in demo.iterdir()) <= 16_000_000
 
 
+@pytest.mark.parametrize("demo", ["mllama"], indirect=True)
 def test_it_has_every_trait_of_the_large_one(demo, model):
     config = json.loads((demo / "config.json").read_text())
     text, vision = config["text_config"], config["vision_config"]
@@ -63,12 +76,13 @@ def test_teacher_forced_accuracy_is_that_of_generate(demo, model):
     assert right / 20 == exact_match(model, processor, 20)
 
 
-@pytest.fixture(scope="module")
-def validated(tmp_path_factory, store):
+@pytest.fixture(scope="module", params=[(family, target) for family in WITH_DEMO for target in TARGETS], ids="-".join)
+def validated(request, tmp_path_factory, store):
     """The manifest of the default conversion, validated on all questions."""
+    family, target = request.param
     output = tmp_path_factory.mktemp("validated") / "out"
-    options = ("--llm", "int4-awq", "--vision", "int8-ptq", "--validation-samples", str(QUESTIONS))
-    result = vlmconvert("mllama", *options, "--store", store, "-o", output)
+    options = ("--target", target, "--llm", "int4-awq", "--vision", "int8-ptq", "--validation-samples", str(QUESTIONS))
+    result = vlmconvert(family, *options, "--store", store, "-o", output)
     assert result.exit_code == 0, result.output
     return read_manifest(output)
 
@@ -87,17 +101,19 @@ def test_the_default_conversion_loses_at_most_a_point(validated):
 
 def test_every_component_and_the_whole_are_measured(validated):
     measured = {(item.metric, item.component) for item in validated.validation}
-    for component in ("vision_encoder", "language_model", "artifact"):
+    vision = validated.components[0].name
+    for component in (vision, "language_model", "artifact"):
         assert {(metric, component) for metric in ("kl", "top1_agreement", "max_abs_logit_difference")} <= measured
 
 
-def test_awq_is_closer_to_the_checkpoint_than_plain_int4(tmp_path_factory, store):
-    """What the calibration is for: the demo has outlier channels, as large models have."""
+@pytest.mark.parametrize("family", WITH_DEMO)
+def test_awq_is_closer_to_the_checkpoint_than_plain_int4(family, tmp_path_factory, store):
+    """What the calibration is for: the demos have outlier channels, as large models have."""
     kl = {}
     for precision in ("int4", "int4-awq"):
         output = tmp_path_factory.mktemp(precision) / "out"
         options = ("--llm", precision, "--vision", "fp32", "--validation-samples", str(QUESTIONS))
-        result = vlmconvert("mllama", *options, "--store", store, "-o", output)
+        result = vlmconvert(family, *options, "--store", store, "-o", output)
         assert result.exit_code == 0, result.output
         kl[precision] = figure(read_manifest(output), "kl", "language_model").value
     print(f"KL of int4 {kl['int4']:.2g}, of int4-awq {kl['int4-awq']:.2g}")
