@@ -7,11 +7,13 @@ import pytest
 from PIL import Image
 
 from calibration.inputs import chat_text, load_processor, process
+from calibration.scenes import Split, draw_scene
 from tests.checkpoints import SIZE, write_checkpoint
 from tests.conftest import vlmconvert
 from vlmconvert.runtime import Runner
 
 TOKENS = 12
+QUESTIONS = 50
 # Both sides in float32, so that a token tells whether the models are the same.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 # A size at which neither side has to resize: one crop, or the grid's resolution.
@@ -77,3 +79,29 @@ def test_the_same_answer_from_the_same_frames(folder):
 def test_the_chat_template_and_the_default_precision_of_genai(folder):
     pipeline = openvino_genai.VLMPipeline(str(folder), "CPU")
     assert pipeline.generate("Hello", max_new_tokens=4).texts[0]
+
+
+def test_the_demo_from_the_same_pixels_and_from_genais_own(tmp_path, store):
+    """GenAI scales the shorter edge and crops, without antialiasing; the demo's processor stretches."""
+    folder = tmp_path / "demo"
+    result = vlmconvert("llava", "--llm", "fp32", "--vision", "fp32", "-o", folder, "--store", store, "--no-validate")
+    assert result.exit_code == 0, result.output
+    processor, runner = load_processor(folder), Runner(folder)
+    pipeline = openvino_genai.VLMPipeline(str(folder), "CPU", **EXACT)
+    settings = openvino_genai.GenerationConfig(max_new_tokens=TOKENS, do_sample=False)
+    settings.eos_token_id = processor.tokenizer.eos_token_id
+    right = {"same pixels": 0, "its own": 0}
+    for number in range(QUESTIONS):
+        scene = draw_scene(Split.TEST, number)
+        question, answer = scene.questions[0].text, scene.questions[0].answer
+        text = chat_text(processor, ((question, None),))
+        tokens = [int(token[0]) for token in runner.generate(process(processor, [text], [[scene.image]]), TOKENS)]
+        expected = processor.decode(tokens, skip_special_tokens=True).strip()
+        stretched = scene.image.resize((112, 112), Image.Resampling.BICUBIC)
+        for way, image in (("same pixels", stretched), ("its own", scene.image)):
+            (found,) = pipeline.generate(question, images=[tensor(image)], generation_config=settings).texts
+            if way == "same pixels":
+                assert found.strip() == expected, number
+            right[way] += found.strip() == answer
+    print(f"right of {QUESTIONS}: {right}")
+    assert right["same pixels"] >= 0.9 * QUESTIONS > right["its own"]
