@@ -1,4 +1,4 @@
-"""The float IR of the LLaVA line against the checkpoint in torch, over families, text models and vision towers."""
+"""The float graphs of the LLaVA line against the checkpoint in torch, over families, text models and vision towers."""
 
 import numpy as np
 import pytest
@@ -49,27 +49,30 @@ CHECKPOINTS = {
 }
 
 
+# For ONNX, one of each family: what differs between text models and vision towers is the same torch module on both sides.
+CASES_BUILT = [(name, "openvino") for name in CHECKPOINTS]
+CASES_BUILT += [
+    (name, "onnx") for name in ("llava, llama, clip", "llava-next, mistral, clip", "llava-next-video, llama, clip")
+]
+
+
 class Built:
-    def __init__(self, folder, store):
-        options = CHECKPOINTS[folder.name]
+    def __init__(self, name, target, folder, store):
+        options = CHECKPOINTS[name]
         self.family = options.get("family", "llava")
-        self.checkpoint = write_checkpoint(folder / "checkpoint", **options)
-        self.artifact = folder / "artifact"
-        result = vlmconvert(
-            self.family, self.checkpoint, "--llm", "fp32", "--vision", "fp32", "-o", self.artifact, "--store", store,
-            "--no-validate",
-        )  # fmt: skip
+        checkpoint, artifact = folder / "checkpoint", folder / "artifact"
+        write_checkpoint(checkpoint, **options)
+        precisions = ("--target", target, "--llm", "fp32", "--vision", "fp32")
+        result = vlmconvert(self.family, checkpoint, *precisions, "-o", artifact, "--store", store, "--no-validate")
         assert result.exit_code == 0, result.output
-        self.reference = family_module(self.family).reference(self.checkpoint)
-        self.runner = Runner(self.artifact)
-        self.processor = load_processor(self.artifact)
+        self.reference = family_module(self.family).reference(checkpoint)
+        self.runner = Runner(artifact)
+        self.processor = load_processor(artifact)
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+@pytest.fixture(scope="module", params=CASES_BUILT, ids=" for ".join)
 def built(request, tmp_path_factory, store):
-    folder = tmp_path_factory.mktemp("llava") / request.param
-    folder.mkdir()
-    return Built(folder, store)
+    return Built(*request.param, tmp_path_factory.mktemp("llava"), store)
 
 
 def image(number, size=None):
@@ -105,7 +108,7 @@ def test_logits_equal_the_checkpoints(built, case):
     assert_parity(built, process(built.processor, texts, [images for _, images in prompts]))
 
 
-@pytest.mark.parametrize("built", [name for name in CHECKPOINTS if "video" in name], indirect=True)
+@pytest.mark.parametrize("built", [case for case in CASES_BUILT if "video" in case[0]], indirect=True, ids=" for ".join)
 def test_video_frames(built):
     frames = [image(10, (60, 44))] * 3 + [image(11, (60, 44))]
     text = chat_text(built.processor, (("What happens?", None),), 0, 1)
