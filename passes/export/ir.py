@@ -7,13 +7,9 @@ when the result is written, the inputs become constants again and their bytes ar
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, cycle
@@ -22,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from manifests.errors import ConversionError
+from manifests.files import CHUNKS_AHEAD, write_hashed
 from manifests.model import FileRecord
 
 if TYPE_CHECKING:
@@ -35,8 +32,6 @@ _SMALL = 1024
 _ALIGNMENT = 64
 # Small enough for a chunk to stay in a core's cache from reading to hashing.
 _CHUNK = 1 << 18
-# Chunks that wait to be hashed.
-_AHEAD = 4
 _AUTOMATIC_NAME = re.compile(r"^((?:.*/)?[A-Z][A-Za-z0-9]*)_\d+$")
 # What the names of conversions from half precision end with.
 DECOMPRESSION = "/decompression"
@@ -138,7 +133,7 @@ def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> FileRe
         data.set("size", str(source.final_size))
     if len(copies) != len(weights):
         raise ConversionError(f"{len(weights) - len(copies)} weights got lost while {xml.name} was put together")
-    record = _write_bytes(xml.with_suffix(".bin"), small, copies, end)
+    record = write_hashed(xml.with_suffix(".bin"), chain([small], _chunks(copies, len(small))), end)
     _number_names(tree)
     tree.write(xml, xml_declaration=True, encoding="utf-8")
     return record
@@ -160,29 +155,15 @@ def _number_names(tree: ElementTree.ElementTree[Any]) -> None:
             layer.set("name", f"{match[1]}_{counts[match[1]]}")
 
 
-def _write_bytes(path: Path, small: bytes, copies: list[tuple[WeightBytes, int]], size: int) -> FileRecord:
-    """Write `small` and every constant at its place, while another thread hashes what was written."""
-    checksum = hashlib.sha256()
-    with path.open("wb") as stream, ThreadPoolExecutor(1) as thread:
-        os.posix_fallocate(stream.fileno(), 0, size)  # makes writing several times faster, and a full disk fails here
-        hashed: deque[Future[None]] = deque()
-        for data in chain([small], _chunks(copies, len(small))):
-            if len(hashed) == _AHEAD:
-                hashed.popleft().result()
-            hashed.append(thread.submit(checksum.update, data))
-            stream.write(data)
-    return FileRecord(path=path.name, size=size, sha256=checksum.hexdigest())
-
-
 def _chunks(copies: list[tuple[WeightBytes, int]], position: int) -> Iterator[bytes | memoryview]:
     """The bytes of the constants one after the other, with the gaps between their places filled.
 
-    A chunk is overwritten when `_AHEAD` + 1 others have followed it: fresh memory for each would take longer than the rest.
+    A chunk is overwritten when `CHUNKS_AHEAD` + 1 others have followed it: fresh memory for each would take longer than the rest.
     """
     import numpy as np
 
     raw = np.empty(_CHUNK, np.uint8)
-    buffers = cycle([np.empty(2 * _CHUNK, np.uint8) for _ in range(_AHEAD + 2)])
+    buffers = cycle([np.empty(2 * _CHUNK, np.uint8) for _ in range(CHUNKS_AHEAD + 2)])
     for source, place in copies:
         yield bytes(place - position)
         position = place + source.final_size
