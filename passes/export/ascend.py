@@ -175,10 +175,13 @@ def artifact_config(checkpoint: Checkpoint, architecture: Architecture) -> dict[
     dtype = "bfloat16" if config["model_type"] == "mllama" else own
     for part in (config, text):
         part |= {"torch_dtype": dtype, "quantize": W8A16.lower()}
+        if architecture.tied:
+            # The LM head is written out, and where a config says that it is tied, MindIE looks for a name no LLaVA has.
+            part["tie_word_embeddings"] = False
     rope = dict(text.get("rope_parameters") or {})
     if "rope_theta" in rope:
         text["rope_theta"] = rope.pop("rope_theta")
-        text["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+        text["rope_scaling"] = _rope_scaling(rope)
     # LLaVA-NeXT's chat template is chosen by this name.
     text.setdefault("_name_or_path", "mistral" if text["model_type"] == "mistral" else "")
     return config
@@ -187,6 +190,15 @@ def artifact_config(checkpoint: Checkpoint, architecture: Architecture) -> dict[
 def write_config(config: dict[str, Any], folder: Path) -> FileRecord:
     """Write config.json."""
     return _write_json(folder / "config.json", config)
+
+
+def _rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
+    """`rope_parameters` without the base, in the words that transformers 4 had for them."""
+    kind = rope.pop("rope_type", "default")
+    if kind == "default":
+        return None
+    # MindIE knows linear scaling by the older of the two keys only.
+    return {"type" if kind == "linear" else "rope_type": kind, **rope}
 
 
 def _with_own_keys(completed: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
