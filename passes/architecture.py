@@ -57,6 +57,15 @@ class Architecture:
         """The name in the checkpoint's files of the values of an in-memory tensor."""
         return self.names[name if name in self.names else self.tied[name]]
 
+    def in_file_order(self, checkpoint: Checkpoint) -> list[str]:
+        """In-memory names of all tensors, tied ones too, in the order in which a disk reads them."""
+
+        def place(name: str) -> tuple[str, int, str]:
+            info = checkpoint.tensors[self.source(name)]
+            return info.file, info.offset, name
+
+        return sorted([*self.names, *self.tied], key=place)
+
     def check(self, checkpoint: Checkpoint) -> None:
         """Compare the checkpoint's tensors with what the config implies, on metadata.
 

@@ -29,6 +29,7 @@ __all__ = [
     "SCALE",
     "W8A16",
     "AscendWeights",
+    "Part",
     "artifact_config",
     "plan_weights",
     "write_config",
@@ -63,6 +64,13 @@ class AscendWeights:
 
     shards: tuple[tuple[Part, ...], ...]
     group_size: int = 0
+
+    @classmethod
+    def packed(cls, items: list[list[Part]], shard_size: int, group_size: int = 0) -> AscendWeights:
+        """Divide tensors over files of at most `shard_size` bytes; parts that belong together stay together."""
+        runs = split_into_shards([sum(part.entry.size for part in item) for item in items], shard_size)
+        shards = tuple(tuple(_aligned(part for item in items[run] for part in item)) for run in runs)
+        return cls(shards, group_size)
 
     @property
     def size(self) -> int:
@@ -147,19 +155,14 @@ def plan_weights(
         BadInputError: if a linear layer's rows do not divide into groups.
     """
     weights = {f"{name}.weight" for name in architecture.linears}
-    sources = {name: architecture.source(name) for name in [*architecture.names, *architecture.tied]}
-    # In the order of the files, so that a disk reads from beginning to end.
-    places = {name: checkpoint.tensors[source] for name, source in sources.items()}
     items = []
-    for name in sorted(sources, key=lambda name: (places[name].file, places[name].offset, name)):
-        on_hub = architecture.on_hub[name]
+    for name in architecture.in_file_order(checkpoint):
+        source, on_hub = architecture.source(name), architecture.on_hub[name]
         if name in weights:
-            items.append(_quantized_parts(checkpoint, sources[name], on_hub, options))
+            items.append(_quantized_parts(checkpoint, source, on_hub, options))
         else:
-            items.append([_float_part(checkpoint, sources[name], on_hub, options)])
-    runs = split_into_shards([sum(part.entry.size for part in item) for item in items], shard_size)
-    shards = tuple(tuple(_aligned(part for item in items[run] for part in item)) for run in runs)
-    return AscendWeights(shards, options.group_size)
+            items.append([_float_part(checkpoint, source, on_hub, options)])
+    return AscendWeights.packed(items, shard_size, options.group_size)
 
 
 def artifact_config(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Any]:
