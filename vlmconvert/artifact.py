@@ -31,6 +31,7 @@ def processor_files(folder: Path) -> list[Path]:
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
+        "video_preprocessor_config.json",
         "vocab.json",
     }
     return [path for path in sorted(folder.iterdir()) if path.name in names]

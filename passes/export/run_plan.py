@@ -41,6 +41,7 @@ def run_plan(
         lengths = (batch, input_tokens, new_tokens)
         runtimes.append(_runtime("mindie", weights, config, lengths))
         if family == "mllama":
+            notes.append("mindie: it loads these weights, and its own table of models lists mllama in bfloat16 only")
             notes.append("vllm-ascend: vLLM has dropped mllama (vllm-project/vllm#24907)")
         else:
             runtimes.append(_runtime("vllm-ascend", weights, config, lengths))

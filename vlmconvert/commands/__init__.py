@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "vlmconvert.commands.check:check",
     "bench": "vlmconvert.commands.bench:bench",
     "verify": "vlmconvert.commands.verify:verify",
+    "referee": "vlmconvert.commands.referee:referee",
     "report": "vlmconvert.commands.report:report",
 }
 
