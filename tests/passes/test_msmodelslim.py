@@ -1,0 +1,173 @@
+"""msmodelslim beside our own pass: as an engine, and as an independent reader of what we write."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import FakeQuantizeCalibrator
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from calibration.inputs import load_processor
+from manifests.errors import BadInputError
+from passes.architecture import read_architecture
+from passes.checkpoint import open_checkpoint
+from passes.compress.msmodelslim import calibrate, plan_calibrated
+from passes.compress.w8a16 import CompressW8A16Pass
+from passes.export.ascend import plan_weights
+from passes.quantized import open_w8a16
+from tests.passes.test_float_parity import CASES, process
+from tests.small_llava import CLASSES, IMAGE_TOKEN, IMAGE_TOKENS, small_llava
+
+FAMILIES = [*CLASSES, "mllama"]
+
+
+def opened(folder):
+    checkpoint = open_checkpoint(folder)
+    return checkpoint, read_architecture(folder, list(checkpoint.tensors))
+
+
+def both_engines(source, work, group_size=0):
+    """What each engine writes: (theirs, ours), by on-hub name."""
+    checkpoint, architecture = opened(source)
+    options = CompressW8A16Pass(group_size)
+    for name in ("raw", "theirs", "ours"):
+        (work / name).mkdir()
+    calibrate(checkpoint, architecture, options, work / "raw")
+    theirs = plan_calibrated(checkpoint, architecture, options, 10**9, work / "raw")
+    ours = plan_weights(checkpoint, architecture, options, 10**9)
+    theirs.write(work / "theirs")
+    ours.write(work / "ours")
+    assert theirs.description() == ours.description()
+    return checkpoint, architecture, *(load_file(work / name / ours.files[0]) for name in ("theirs", "ours"))
+
+
+@pytest.mark.parametrize("group_size", [0, 32])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", CLASSES)
+def test_float32_every_code_and_scale_is_equal(tmp_path, family, tied, group_size):
+    source = small_llava(tmp_path / "in", family, torch.float32, tied)
+    *_, theirs, ours = both_engines(source, tmp_path, group_size)
+    assert theirs.keys() == ours.keys()
+    for name in theirs:
+        assert theirs[name].dtype == ours[name].dtype, name
+        assert torch.equal(theirs[name], ours[name]), name
+
+
+def test_a_row_of_zeros_is_equal_too(tmp_path):
+    from tests.passes.test_architecture import rewrite
+
+    source = small_llava(tmp_path / "in", dtype=torch.float32)
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+
+    def change(tensors):
+        tensors[name][3] = 0
+        tensors[name][5] *= 1e-7
+        return tensors
+
+    rewrite(source, change)
+    *_, theirs, ours = both_engines(source, tmp_path)
+    assert torch.equal(theirs[name], ours[name])
+    assert torch.equal(theirs[f"{name}_scale"], ours[f"{name}_scale"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_our_error_is_not_larger(tmp_path, demo, family, dtype):
+    source = demo if family == "mllama" else small_llava(tmp_path / "in", family, dtype)
+    checkpoint, architecture, theirs, ours = both_engines(source, tmp_path)
+    assert theirs.keys() == ours.keys()
+    for name in architecture.linears:
+        on_hub = architecture.on_hub[f"{name}.weight"]
+        weight = torch.from_numpy(checkpoint.read(architecture.source(f"{name}.weight")))
+
+        def error(tensors, on_hub=on_hub, weight=weight):
+            return (tensors[on_hub].float() * tensors[f"{on_hub}_scale"].float() - weight).square().mean()
+
+        assert error(ours) <= error(theirs), name
+
+
+class OnHub(nn.Module):
+    """A model under on-hub names, which are those of the artifact; its layers are the model's own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.config, self.device, self.dtype = model.config, model.device, model.dtype
+        inner = model.model
+        self.language_model = nn.Module()
+        self.language_model.model, self.language_model.lm_head = inner.language_model, model.lm_head
+        self.multi_modal_projector = inner.multi_modal_projector
+        if hasattr(inner, "vision_tower"):
+            self.vision_tower = nn.Module()
+            self.vision_tower.vision_model = inner.vision_tower
+        else:
+            self.vision_model = inner.vision_model
+
+
+def model_inputs(family, folder):
+    if family == "mllama":
+        processed = process(load_processor(folder), *CASES["batch of two with padding"])
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in processed.items()}
+    tokens = torch.arange(2, 40)[None].clone()
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if family == "llava":
+        tokens[0, 3 : 3 + IMAGE_TOKENS] = IMAGE_TOKEN
+        inputs["pixel_values"] = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    return inputs
+
+
+@pytest.mark.parametrize("group_size", [0, 32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_msmodelslims_reader_opens_what_we_write(tmp_path, demo, family, group_size):
+    source = demo if family == "mllama" else small_llava(tmp_path / "in", family)
+    checkpoint, architecture = opened(source)
+    weights = plan_weights(checkpoint, architecture, CompressW8A16Pass(group_size), 200_000)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    weights.write(folder)
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
+    inputs = model_inputs(family, source)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    tensors = {}
+    for file in weights.files:
+        tensors |= load_file(folder / file)
+    description = json.loads((folder / "quant_model_description.json").read_text())
+    FakeQuantizeCalibrator(OnHub(model), None, "cpu", description, tensors)
+    replaced = [name for name, part in model.named_modules() if type(part).__name__.startswith("FakeLinear")]
+    assert sorted(replaced) == sorted(architecture.linears)
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    # The error that W8A16 implies: that of the same model whose weights moved by at most half a scale each.
+    artifact = open_w8a16(folder)
+    implied = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
+    implied.load_state_dict({name: torch.from_numpy(artifact.read(hub)) for name, hub in architecture.on_hub.items()})
+    with torch.no_grad():
+        torch.testing.assert_close(logits, implied(**inputs).logits, rtol=1e-4, atol=1e-4)
+    error = (logits - expected).norm() / expected.norm()
+    assert 1e-4 < error < 0.03
+
+
+def test_an_unknown_group_size_is_refused(tmp_path):
+    checkpoint, architecture = opened(small_llava(tmp_path / "in"))
+    with pytest.raises(BadInputError, match="msmodelslim knows no --group-size 16"):
+        calibrate(checkpoint, architecture, CompressW8A16Pass(16), tmp_path)
+
+
+def test_nonfinite_weights_are_refused(tmp_path):
+    from tests.passes.test_architecture import rewrite
+
+    source = small_llava(tmp_path / "in")
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+
+    def change(tensors):
+        tensors[name][0, 0] = float("nan")
+        return tensors
+
+    rewrite(source, change)
+    with pytest.raises(BadInputError, match=f"tensor {name} holds NaN"):
+        calibrate(*opened(source), CompressW8A16Pass(), tmp_path)
