@@ -7,10 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["BlockInputs", "read_activations", "write_activations"]
+__all__ = ["BlockInputs", "activation_names", "read_activations", "write_activations"]
 
 # Where a block finds its inputs for one sample: port -> (file, name in the file).
 BlockInputs = Mapping[str, tuple[Path, str]]
+
+
+def activation_names(path: Path) -> frozenset[str]:
+    """Names of the arrays that a sample has; none if there is no such file."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        return frozenset()
+    with safe_open(path, framework="np") as file:
+        return frozenset(file.keys())
 
 
 def read_activations(inputs: BlockInputs) -> dict[str, np.ndarray]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL.Image import Image
 
 from calibration.activations import write_activations
 from calibration.sources import SampleSet
+from calibration.video import load_video_processor
 from manifests.errors import BadInputError
 
-__all__ = ["chat_text", "load_processor", "prompt_inputs", "write_inputs"]
+__all__ = ["chat_text", "load_processor", "process", "prompt_inputs", "write_inputs"]
 
 
 def load_processor(folder: Path) -> Any:
@@ -28,7 +30,12 @@ def load_processor(folder: Path) -> Any:
 
     logging.set_verbosity_error()
     try:
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True, backend="pil")
+        if _takes_videos(folder):
+            processor = load_video_processor(folder)
+        else:
+            processor = AutoProcessor.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, backend="pil"
+            )
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInputError(
@@ -41,14 +48,19 @@ def load_processor(folder: Path) -> Any:
     return processor
 
 
-def chat_text(processor: Any, turns: tuple[tuple[str, str | None], ...], images: int = 1) -> str:
-    """A conversation as the chat template writes it; the images come first.
+def _takes_videos(folder: Path) -> bool:
+    path = folder / "processor_config.json"
+    return path.exists() and "Video" in json.loads(path.read_text(encoding="utf-8")).get("processor_class", "")
+
+
+def chat_text(processor: Any, turns: tuple[tuple[str, str | None], ...], images: int = 1, videos: int = 0) -> str:
+    """A conversation as the chat template writes it; the images and videos come first.
 
     An answer of None is left open for the model to give.
     """
     messages: list[dict[str, Any]] = []
     for number, (question, answer) in enumerate(turns):
-        parts = [{"type": "image"}] * images if number == 0 else []
+        parts = [{"type": "image"}] * images + [{"type": "video"}] * videos if number == 0 else []
         messages.append({"role": "user", "content": [*parts, {"type": "text", "text": question}]})
         if answer is not None:
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
@@ -56,17 +68,47 @@ def chat_text(processor: Any, turns: tuple[tuple[str, str | None], ...], images:
     return text
 
 
-def prompt_inputs(processor: Any, images: Sequence[Image], prompts: Sequence[str]) -> dict[str, np.ndarray]:
-    """A batch of questions about one image each through the processor, padded on the left, as numpy arrays."""
+def process(
+    processor: Any,
+    texts: Sequence[str],
+    images: Sequence[Sequence[Image]] = (),
+    videos: Sequence[Sequence[Sequence[Image]]] = (),
+    tensors: Literal["np", "pt"] = "np",
+) -> dict[str, Any]:
+    """Texts as a chat template writes them through the processor, padded on the left.
+
+    The token that begins a text is added by the tokenizer, unless the chat template has written it.
+
+    Args:
+        processor: the checkpoint's.
+        texts: one a prompt.
+        images: those of each prompt.
+        videos: those of each prompt, as frames.
+        tensors: numpy or torch.
+
+    Raises:
+        ValueError: if a text names more images than there are, or fewer.
+    """
+    start = processor.tokenizer.bos_token
+    more = {"videos": [list(own) for own in videos]} if any(videos) else {}
     processed = processor(
-        images=[[image] for image in images],
-        text=[chat_text(processor, ((prompt, None),)) for prompt in prompts],
-        return_tensors="np",
+        images=[list(own) for own in images] if any(images) else None,
+        text=list(texts),
+        return_tensors="pt",
         padding=True,
         padding_side="left",
-        add_special_tokens=False,
+        add_special_tokens=not (start and texts[0].startswith(start)),
+        **more,
     )
+    if tensors == "pt":
+        return dict(processed)
     return {name: np.asarray(value) for name, value in processed.items()}
+
+
+def prompt_inputs(processor: Any, images: Sequence[Image], prompts: Sequence[str]) -> dict[str, np.ndarray]:
+    """A batch of questions about one image each through the processor, as numpy arrays."""
+    texts = [chat_text(processor, ((prompt, None),)) for prompt in prompts]
+    return process(processor, texts, [[image] for image in images])
 
 
 def write_inputs(
@@ -79,22 +121,18 @@ def write_inputs(
         samples: what to process.
         adapt: `package.module:function` of the family: (processed arrays, config) -> inputs of all components.
         config: the completed config.
-        sequence_length: tokens beyond this are cut off; 0 keeps all.
+        sequence_length: tokens beyond this are cut off, but no image token; 0 keeps all.
         output: an existing folder.
     """
     processor = load_processor(folder)
     module, _, attribute = adapt.partition(":")
     family_inputs: Callable[..., dict[str, np.ndarray]] = getattr(importlib.import_module(module), attribute)
     for index, sample in enumerate(samples.samples):
-        processed = processor(
-            images=[[sample.image]],
-            text=[chat_text(processor, sample.turns)],
-            return_tensors="np",
-            add_special_tokens=False,
-        )
-        arrays = {name: np.asarray(value) for name, value in processed.items()}
+        arrays = process(processor, [chat_text(processor, sample.turns)], [[sample.image]])
         if sequence_length:
+            images = np.flatnonzero(arrays["input_ids"][0] == processor.image_token_id)
+            length = max(sequence_length, 1 + int(images.max(initial=-1)))
             for name in ("input_ids", "attention_mask", "cross_attention_mask"):
                 if name in arrays:
-                    arrays[name] = arrays[name][:, :sequence_length]
+                    arrays[name] = arrays[name][:, :length]
         write_activations(output / f"{index:05d}.safetensors", family_inputs(arrays, config))

@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from PIL import Image, ImageDraw
 
-__all__ = ["COLOURS", "SHAPES", "Question", "Scene", "Split", "draw_scene"]
+__all__ = ["COLOURS", "SHAPES", "Item", "Question", "Scene", "Split", "draw_scene"]
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -51,22 +51,25 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One drawn image (RGB) with its questions, each kind at most once, and its caption."""
+class Item:
+    """One shape of a scene; its centre and half its extent in pixels."""
 
-    id: str
-    image: Image.Image
-    questions: tuple[Question, ...]
-    caption: str
-
-
-@dataclass(frozen=True)
-class _Item:
     shape: str
     colour: str
     x: float
     y: float
     radius: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One drawn image (RGB) with its questions, each kind at most once, its caption and what is on it."""
+
+    id: str
+    image: Image.Image
+    questions: tuple[Question, ...]
+    caption: str
+    items: tuple[Item, ...]
 
 
 def draw_scene(split: Split, index: int, seed: int = 0, most_items: int = 4) -> Scene:
@@ -91,7 +94,7 @@ def draw_scene(split: Split, index: int, seed: int = 0, most_items: int = 4) -> 
     width, height = _image_size(rng)
     items = _place_items(rng, width, height, most_items)
     image = _paint(rng, width, height, items)
-    makers: tuple[Callable[[random.Random, list[_Item], int, int], Question | None], ...] = (
+    makers: tuple[Callable[[random.Random, list[Item], int, int], Question | None], ...] = (
         _ask_colour,
         _ask_shape,
         _ask_count,
@@ -100,7 +103,7 @@ def draw_scene(split: Split, index: int, seed: int = 0, most_items: int = 4) -> 
     )
     questions = [question for make in makers if (question := make(rng, items, width, height)) is not None]
     rng.shuffle(questions)
-    return Scene(f"{split.name.lower()}-{seed}-{index}", image, tuple(questions), _caption(items))
+    return Scene(f"{split.name.lower()}-{seed}-{index}", image, tuple(questions), _caption(items), tuple(items))
 
 
 def _image_size(rng: random.Random) -> tuple[int, int]:
@@ -111,16 +114,16 @@ def _image_size(rng: random.Random) -> tuple[int, int]:
     )
 
 
-def _place_items(rng: random.Random, width: int, height: int, most_items: int) -> list[_Item]:
+def _place_items(rng: random.Random, width: int, height: int, most_items: int) -> list[Item]:
     count = min(most_items, rng.randint(1, 2 if width * height < 1.5 * _TILE * _TILE else 4))
-    items: list[_Item] = []
+    items: list[Item] = []
     while len(items) < count:
         radius = rng.uniform(8.0, 12.0)
         # Centres keep clear of the middle lines, so that "top left" is never a matter of one pixel.
         x = _clear_of_middle(rng, radius, width)
         y = _clear_of_middle(rng, radius, height)
         if all((x - item.x) ** 2 + (y - item.y) ** 2 > (1.25 * (radius + item.radius)) ** 2 for item in items):
-            items.append(_Item(rng.choice(SHAPES), rng.choice(tuple(COLOURS)), x, y, radius))
+            items.append(Item(rng.choice(SHAPES), rng.choice(tuple(COLOURS)), x, y, radius))
     return sorted(items, key=lambda item: item.x)
 
 
@@ -130,7 +133,7 @@ def _clear_of_middle(rng: random.Random, radius: float, side: int) -> float:
     return position if rng.random() < 0.5 else side - position
 
 
-def _paint(rng: random.Random, width: int, height: int, items: list[_Item]) -> Image.Image:
+def _paint(rng: random.Random, width: int, height: int, items: list[Item]) -> Image.Image:
     background = tuple(rng.randint(205, 255) for _ in range(3))
     scale = 4  # drawn large and reduced, for smooth edges
     image = Image.new("RGB", (width * scale, height * scale), background)
@@ -140,7 +143,7 @@ def _paint(rng: random.Random, width: int, height: int, items: list[_Item]) -> I
     return image.resize((width, height), Image.Resampling.BOX)
 
 
-def _paint_item(draw: ImageDraw.ImageDraw, item: _Item, background: tuple[int, ...], scale: int) -> None:
+def _paint_item(draw: ImageDraw.ImageDraw, item: Item, background: tuple[int, ...], scale: int) -> None:
     x, y, r = item.x * scale, item.y * scale, item.radius * scale
     colour = COLOURS[item.colour]
     if item.shape == "circle":
@@ -159,30 +162,30 @@ def _paint_item(draw: ImageDraw.ImageDraw, item: _Item, background: tuple[int, .
         draw.rectangle((x - t, y - r, x + t, y + r), fill=colour)
 
 
-def _unique(items: list[_Item], attribute: str) -> list[_Item]:
+def _unique(items: list[Item], attribute: str) -> list[Item]:
     values = [getattr(item, attribute) for item in items]
     return [item for item in items if values.count(getattr(item, attribute)) == 1]
 
 
-def _ask_colour(rng: random.Random, items: list[_Item], _width: int, _height: int) -> Question | None:
+def _ask_colour(rng: random.Random, items: list[Item], _width: int, _height: int) -> Question | None:
     if not (candidates := _unique(items, "shape")):
         return None
     item = rng.choice(candidates)
     return Question("colour", f"What colour is the {item.shape}?", item.colour)
 
 
-def _ask_shape(rng: random.Random, items: list[_Item], _width: int, _height: int) -> Question | None:
+def _ask_shape(rng: random.Random, items: list[Item], _width: int, _height: int) -> Question | None:
     if not (candidates := _unique(items, "colour")):
         return None
     item = rng.choice(candidates)
     return Question("shape", f"Which shape is {item.colour}?", item.shape)
 
 
-def _ask_count(_rng: random.Random, items: list[_Item], _width: int, _height: int) -> Question:
+def _ask_count(_rng: random.Random, items: list[Item], _width: int, _height: int) -> Question:
     return Question("count", "How many shapes are there?", COUNTS[len(items) - 1])
 
 
-def _ask_exists(rng: random.Random, items: list[_Item], _width: int, _height: int) -> Question:
+def _ask_exists(rng: random.Random, items: list[Item], _width: int, _height: int) -> Question:
     present = {(item.colour, item.shape) for item in items}
     if rng.random() < 0.5:
         colour, shape = rng.choice(sorted(present))
@@ -194,7 +197,7 @@ def _ask_exists(rng: random.Random, items: list[_Item], _width: int, _height: in
     return Question("exists", f"Is there a {colour} {shape}?", "no")
 
 
-def _ask_where(rng: random.Random, items: list[_Item], width: int, height: int) -> Question | None:
+def _ask_where(rng: random.Random, items: list[Item], width: int, height: int) -> Question | None:
     if not (candidates := _unique(items, "shape")):
         return None
     item = rng.choice(candidates)
@@ -203,6 +206,6 @@ def _ask_where(rng: random.Random, items: list[_Item], width: int, height: int) 
     return Question("where", f"Where is the {item.shape}?", f"{vertical} {horizontal}")
 
 
-def _caption(items: list[_Item]) -> str:
+def _caption(items: list[Item]) -> str:
     names = [f"a {item.colour} {item.shape}" for item in items]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

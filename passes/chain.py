@@ -6,18 +6,19 @@ compressed alone. Only one block's weights are in memory at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from calibration.activations import BlockInputs, read_activations, write_activations
+from calibration.activations import BlockInputs, activation_names, read_activations, write_activations
 from passes.checkpoint import Checkpoint
 from passes.export.template import BlockSource, Templates
-from passes.split import Block, Component
+from passes.split import Block, Component, HostStep
 from passes.store import Store, digest
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ __all__ = ["BlockModels", "CheckpointBlocks", "FloatChain", "compile_block"]
 # What is shown of a block for one sample: its inputs and its outputs by port. The outputs are views of a reused buffer.
 Look = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], None]
 
-VERSION = 1
+VERSION = 2
 _INPUTS = -1
 
 
@@ -65,11 +66,14 @@ def compile_block(model: ov.Model) -> ov.CompiledModel:
 class FloatChain:
     """Activations of all components on the same samples.
 
-    Blocks are numbered through all components in order. A component finds an input among the outputs of an earlier one
-    by name (the language model its cross-attention keys and values), else in the samples' inputs.
+    Blocks are numbered through all components in order, a component's host step before its first block. A component finds
+    an input among what its host step makes, then among the outputs of an earlier one by name (the language model its
+    cross-attention keys and values), else in the samples' inputs. A sample that lacks an input of a block, as one without
+    a video lacks that of a video's resampler, passes the block by.
 
     Attributes:
         blocks: the blocks that the activations flow through.
+        config: the completed config.
         identity: digest of the blocks' weights, their templates and the library versions, which all results depend on.
         samples: folder with the samples' inputs, as `calibration.inputs.write_inputs` leaves it.
         samples_key: digest of those inputs.
@@ -79,52 +83,58 @@ class FloatChain:
     store: Store
     blocks: BlockModels
     components: tuple[Component, ...]
+    config: dict[str, Any]
     identity: str
     samples: Path
     samples_key: str
     count: int
-    _nodes: list[tuple[Component, Block]] = field(init=False)
+    _nodes: list[tuple[Component, Block | HostStep]] = field(init=False)
     _producers: list[dict[str, tuple[int, str]]] = field(init=False)
+    _reads: dict[str, dict[str, tuple[int, str]]] = field(init=False, default_factory=dict)
     _keys: dict[int, str] = field(init=False, default_factory=dict)
     _gone: set[int] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
-        self._nodes = [(component, block) for component in self.components for block in component.blocks]
+        self._nodes = []
         self._producers = []
         finished: dict[str, tuple[int, str]] = {}
-        latest: dict[str, tuple[int, str]] = {}
-        for number, (component, block) in enumerate(self._nodes):
-            if number and component is not self._nodes[number - 1][0]:
-                outputs = {port.name for port in self._nodes[number - 1][0].outputs}
-                finished |= {name: source for name, source in latest.items() if name in outputs}
-                latest = {}
-            self._producers.append(
-                {
-                    port: latest.get(value) or finished.get(value) or (_INPUTS, value)
-                    for port, value in block.inputs.items()
-                }
-            )
-            latest |= {value: (number, port) for port, value in block.outputs.items()}
+        for component in self.components:
+            latest: dict[str, tuple[int, str]] = {}
+            sources = ChainMap(latest, finished)
+            step = component.host_step
+            if step is not None:
+                self._producers.append({value: sources.get(value, (_INPUTS, value)) for value in step.inputs})
+                latest |= {value: (len(self._nodes), value) for value in step.outputs}
+                self._nodes.append((component, step))
+            self._reads[component.name] = {value: sources.get(value, (_INPUTS, value)) for value in component.reads}
+            for block in component.blocks:
+                self._producers.append(
+                    {port: sources.get(value, (_INPUTS, value)) for port, value in block.inputs.items()}
+                )
+                latest |= {value: (len(self._nodes), port) for port, value in block.outputs.items()}
+                self._nodes.append((component, block))
+            finished = finished | {port.name: latest[port.name] for port in component.outputs}
 
     def number(self, component: Component, block: Block) -> int:
         """The number of a block."""
         return next(
             number
             for number, (owner, other) in enumerate(self._nodes)
-            if owner.name == component.name and other.name == block.name
+            if owner.name == component.name and isinstance(other, Block) and other.name == block.name
         )
 
+    def component_inputs(self, component: Component) -> tuple[BlockInputs, ...]:
+        """Where the inputs of a whole component lie for each sample that has them, the state's left out.
+
+        What comes straight from the samples' inputs is there for more of them than flow through the chain.
+        """
+        sources = {name: source for name, source in self._reads[component.name].items() if name not in component.state}
+        return tuple(found for found in self._per_sample(sources, every=True) if len(found) == len(sources))
+
     def inputs(self, number: int) -> tuple[BlockInputs, ...]:
-        """Where the inputs of a block lie for each sample, computing what is not in the store yet."""
-        for producer, _ in self._producers[number].values():
-            self._ensure(producer)
-        return tuple(
-            {
-                port: (self._file(producer, sample.name), name)
-                for port, (producer, name) in self._producers[number].items()
-            }
-            for sample in sorted(self.samples.iterdir())[: self.count]
-        )
+        """Where the inputs of a block lie for each sample that has them, computing what is not in the store yet."""
+        sources = self._producers[number]
+        return tuple(found for found in self._per_sample(sources) if len(found) == len(sources))
 
     def visit(self, number: int, look: Look) -> None:
         """Compute a block on all samples and show each sample's inputs and outputs, of which later blocks' are kept."""
@@ -154,8 +164,8 @@ class FloatChain:
             self.store.remove(self._key(number))
 
     def _has_read(self, consumer: int, done: set[int]) -> bool:
-        component = self._nodes[consumer][0]
-        if component is self.components[-1] and consumer not in done:
+        component, node = self._nodes[consumer]
+        if component is self.components[-1] and isinstance(node, Block) and consumer not in done:
             return False
         return consumer in self._gone or self._key(consumer) in self.store or not self._consumers(consumer)
 
@@ -170,11 +180,21 @@ class FloatChain:
         if number == _INPUTS:
             return self.samples_key
         if number not in self._keys:
-            block = self._nodes[number][1]
-            self._keys[number] = digest(
-                "float-chain", VERSION, self.identity, block.kind, block.tensors, self.inputs_key(number)
-            )
+            node = self._nodes[number][1]
+            what = (node.kind, node.tensors) if isinstance(node, Block) else (node.function, self.config)
+            self._keys[number] = digest("float-chain", VERSION, self.identity, what, self.inputs_key(number))
         return self._keys[number]
+
+    def _per_sample(self, sources: dict[str, tuple[int, str]], every: bool = False) -> Iterator[BlockInputs]:
+        """Where values lie for each sample of the chain, or for `every` one; those values that it has."""
+        for producer, _ in sources.values():
+            self._ensure(producer)
+        for sample in sorted(self.samples.iterdir())[: None if every else self.count]:
+            files = {producer: self._file(producer, sample.name) for producer, _ in sources.values()}
+            names = {producer: activation_names(file) for producer, file in files.items()}
+            yield {
+                port: (files[producer], name) for port, (producer, name) in sources.items() if name in names[producer]
+            }
 
     def _file(self, producer: int, sample: str) -> Path:
         folder = self.samples if producer == _INPUTS else self.store.path(self._key(producer))
@@ -195,10 +215,13 @@ class FloatChain:
             self.store.get_or_make(self._key(current), partial(self._run, current))
 
     def _run(self, number: int, folder: Path, look: Look | None = None) -> None:
-        component, block = self._nodes[number]
+        component, node = self._nodes[number]
+        if isinstance(node, HostStep):
+            self._run_host_step(number, node, folder)
+            return
         wanted = self._wanted(number)
-        ports = [port.name for port in component.kinds[block.kind].outputs]
-        request = compile_block(self.blocks.model(component, block)).create_infer_request()
+        ports = [port.name for port in component.kinds[node.kind].outputs]
+        request = compile_block(self.blocks.model(component, node)).create_infer_request()
         for inputs in self.inputs(number):
             sample = next(iter(inputs.values()))[0].name
             values = read_activations(inputs)
@@ -207,6 +230,14 @@ class FloatChain:
             write_activations(folder / sample, {port: value for port, value in outputs.items() if port in wanted})
             if look is not None:
                 look(values, outputs)
+
+    def _run_host_step(self, number: int, step: HostStep, folder: Path) -> None:
+        wanted = self._wanted(number)
+        for inputs in self._per_sample(self._producers[number]):
+            made = step(read_activations(inputs), self.config)
+            if kept := {name: value for name, value in made.items() if name in wanted}:
+                sample = next(iter(inputs.values()))[0].name
+                write_activations(folder / sample, kept)
 
     def _wanted(self, number: int) -> set[str]:
         """Ports of a block that a later block reads."""

@@ -5,15 +5,20 @@ A family describes its model with these words; the passes work on them and never
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from manifests.errors import BadInputError
 from manifests.model import Port
 from passes.base import Pass
 from passes.checkpoint import Checkpoint
 
-__all__ = ["Block", "Component", "Kind", "SplitPass"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["Block", "Component", "HostStep", "Kind", "SplitPass", "handed_over"]
 
 TensorShapes = dict[str, tuple[int, ...]]
 
@@ -63,32 +68,82 @@ class Block:
 
 
 @dataclass(frozen=True)
+class HostStep:
+    """What a runtime does between two graphs, such as placing image features among text embeddings.
+
+    Attributes:
+        function: `package.module:function`; called with (values, config), the values being those of `inputs` that there
+            are, it returns those of `outputs` that it can make.
+        inputs: names of values.
+        outputs: names of values; one that is there already may be made anew.
+    """
+
+    function: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __call__(self, values: Mapping[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Run the step on named values, which may be more than it reads."""
+        module, _, attribute = self.function.partition(":")
+        function: Callable[..., dict[str, np.ndarray]] = getattr(importlib.import_module(module), attribute)
+        return function({name: values[name] for name in self.inputs if name in values}, config)
+
+
+@dataclass(frozen=True)
 class Component:
     """One graph that is shipped.
 
+    Components feed each other by the names of their values: an input comes from the host step, from an earlier
+    component's outputs, or from the processor's. One whose inputs are not all there has nothing to do, such as a vision
+    encoder in a prompt without an image.
+
     Attributes:
         name: as in the manifest, such as `language_model`.
+        side: whether it belongs to the language model or to the vision encoder; each side has its own precision.
         role: what a runtime uses it for.
-        file_stem: name of the files without ending.
+        stems: target -> name of the files without ending.
         blocks: in the order of the data flow.
         inputs, outputs: ports of the shipped graph, in order, named as the values inside the component.
         state: value fed to a block -> value that replaces it after a call, such as past_key_values.0.key -> present.0.key.
         logits: whether the component has an LM head.
+        host_step: runs before the component.
+        aliases: output -> the name that OpenVINO's runtimes look for, where it is another.
     """
 
     name: str
+    side: Literal["vision", "language"]
     role: str
-    file_stem: str
+    stems: dict[str, str]
     kinds: dict[str, Kind]
     blocks: tuple[Block, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     state: dict[str, str] = field(default_factory=dict)
     logits: bool = False
+    host_step: HostStep | None = None
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the values that come from outside, the state's included."""
+        made: set[str] = set()
+        found: dict[str, None] = {}
+        for block in self.blocks:
+            found |= dict.fromkeys(value for value in block.inputs.values() if value not in made)
+            made.update(block.outputs.values())
+        return tuple(found)
 
     def tensor_names(self) -> set[str]:
         """All tensors that the component reads, in-memory spelling."""
         return {name for block in self.blocks for name in block.tensors.values()}
+
+
+def handed_over(components: tuple[Component, ...]) -> tuple[str, ...]:
+    """Names of what the vision side hands to the last component, which has the LM head, or to its host step."""
+    last = components[-1]
+    taken = {*last.reads, *(last.host_step.inputs if last.host_step else ())}
+    outputs = [port.name for part in components if part.side == "vision" for port in part.outputs]
+    return tuple(name for name in outputs if name in taken)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from vlmconvert.cli import main
-from vlmconvert.convert import demo_checkpoint
+from vlmconvert.families import demo_checkpoint
 
 
 def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:

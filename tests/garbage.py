@@ -40,7 +40,7 @@ def rehash(folder: Path) -> None:
         item.model_copy(
             update={
                 "files": [file_record(folder / record.path, folder) for record in item.files],
-                "blocks": block_checksums(folder / f"{parts[item.name].file_stem}.xml", parts[item.name]),
+                "blocks": block_checksums(folder / f"{parts[item.name].stems['openvino']}.xml", parts[item.name]),
             }
         )
         for item in manifest.components

@@ -55,7 +55,7 @@ def describe_component(plan: ComponentPlan, files: list[FileRecord], folder: Pat
     import openvino as ov
 
     component: Component = plan.component
-    xml = folder / f"{component.file_stem}.xml"
+    xml = folder / f"{component.stems['openvino']}.xml"
     model = ov.Core().read_model(xml)
     declared = {port.name: port for port in (*component.inputs, *component.outputs)}
     state = [node.get_variable_id() for node in model.get_ordered_ops() if node.get_type_name() == "ReadValue"]

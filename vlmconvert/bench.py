@@ -183,7 +183,7 @@ def bench_prompts(
     """Two prompts of equal shape with other images, so that no runtime can reuse what it has encoded."""
     from PIL import ImageOps
 
-    from calibration.inputs import chat_text, load_processor
+    from calibration.inputs import chat_text, load_processor, process
 
     processor = load_processor(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -195,10 +195,7 @@ def bench_prompts(
         scenes = (draw_scene(Split.TEST, first + index).image for index in range(batch * images))
         pictures = [ImageOps.fit(scene, size) for scene in scenes]
         rows = [pictures[row * images : (row + 1) * images] for row in range(batch)]
-        processed = processor(
-            images=rows if images else None, text=[text] * batch, return_tensors="np", add_special_tokens=False
-        )
-        return {name: np.asarray(value) for name, value in processed.items()}
+        return process(processor, [text] * batch, rows)
 
     return prompt(0), prompt(batch * images)
 

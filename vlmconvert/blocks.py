@@ -61,7 +61,7 @@ def block_errors(
                 f"{artifact} and {reference} do not have the same blocks: compare conversions of one checkpoint"
             )
         write_inputs(artifact, samples, f"{module}:inputs", config, 0, inputs)
-        chain = FloatChain(Store(store), blocks, components, "", inputs, samples.digest, len(samples.samples))
+        chain = FloatChain(Store(store), blocks, components, config, "", inputs, samples.digest, len(samples.samples))
         return ValidateBlocksPass()(chain, artifact_blocks(artifact, manifest), step)
 
 

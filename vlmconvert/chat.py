@@ -10,7 +10,7 @@ from statistics import fmean
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
-from calibration.inputs import load_processor
+from calibration.inputs import load_processor, process
 from manifests.errors import BadInputError
 from vlmconvert import load
 
@@ -76,30 +76,40 @@ class Chat:
         """Forget all turns."""
         self._messages: list[dict[str, Any]] = []
         self._images: list[Image] = []
+        self._videos: list[Sequence[Image]] = []
 
-    def ask(self, prompt: str, images: Sequence[Image] = ()) -> Iterator[str]:
+    def ask(self, prompt: str, images: Sequence[Image] = (), videos: Sequence[Sequence[Image]] = ()) -> Iterator[str]:
         """Yield the answer piece by piece, as whole characters; both join the conversation when it has been read.
 
         Decoding follows the artifact's generation config.
+
+        Args:
+            prompt: the question.
+            images: what it is about.
+            videos: further ones, as frames.
+
+        Raises:
+            BadInputError: if the model takes no videos, or its processor refuses the prompt.
         """
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
+        if videos and "pixel_values_videos" not in self._model.runner.family.PROCESSOR_OUTPUTS:
+            raise BadInputError(f"a {self._model.runner.manifest.family} model takes no videos: give images")
+        parts = [*({"type": "image"} for _ in images), *({"type": "video"} for _ in videos)]
+        content = [*parts, {"type": "text", "text": prompt}]
         messages = [*self._messages, {"role": "user", "content": content}]
-        all_images = [*self._images, *images]
+        all_images, all_videos = [*self._images, *images], [*self._videos, *videos]
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         try:
-            inputs = self._processor(
-                images=[all_images] if all_images else None, text=[text], return_tensors="pt", add_special_tokens=False
-            )
+            inputs = process(self._processor, [text], [all_images], [all_videos], "pt")
         except ValueError as error:
             raise BadInputError(
                 f"the processor refuses the prompt ({error}): give one image for each that it names"
             ) from error
         answer = ""
-        for piece in self._stream(dict(inputs)):
+        for piece in self._stream(inputs):
             answer += piece
             yield piece
         said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        self._messages, self._images = [*messages, said], all_images
+        self._messages, self._images, self._videos = [*messages, said], all_images, all_videos
 
     def _stream(self, inputs: dict[str, Any]) -> Iterator[str]:
         from transformers import TextStreamer

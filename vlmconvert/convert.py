@@ -25,7 +25,8 @@ from passes.validate.accuracy import ValidateAccuracyPass
 from passes.validate.parity import ValidateParityPass
 from vlmconvert.artifact import processor_files
 from vlmconvert.console import Reporter, format_size
-from vlmconvert.families import check_family, family_module
+from vlmconvert.families import check_family, demo_checkpoint, family_module
+from vlmconvert.genai import GENAI_FILES, write_genai_files
 from vlmconvert.pipeline import Built, Conversion
 from vlmconvert.plan import Options, Plan
 from vlmconvert.reference import reference_model
@@ -33,7 +34,7 @@ from vlmconvert.reference import reference_model
 if TYPE_CHECKING:
     from passes.validate.protocol import Batch
 
-__all__ = ["Request", "convert", "demo_checkpoint"]
+__all__ = ["Request", "convert"]
 
 RUN_LOG = "run.json"
 
@@ -58,11 +59,6 @@ class Request:
     max_drop: float = 1.0
 
 
-def demo_checkpoint(family: str) -> Path:
-    """The folder of the embedded demo checkpoint of a family."""
-    return Path(__file__).parent / "demo" / family
-
-
 def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     """Convert one checkpoint.
 
@@ -75,7 +71,9 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     """
     start = time.monotonic()
     family = family_module(request.family)
-    model = request.model or str(demo_checkpoint(request.family))
+    model = request.model or str(demo_checkpoint(request.family) or "")
+    if not model:
+        raise BadInputError(f"there is no embedded {request.family} checkpoint: name a folder or a hub id")
 
     def check(folder: Path) -> None:
         check_family(request.family, read_config(folder), model)
@@ -132,10 +130,15 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
     """Fill the staging folder with everything but manifest and card."""
     checkpoint = conversion.checkpoint
     components = conversion.records(built, staging)
-    write_atomically(staging / "config.json", json.dumps(conversion.templates.config, indent=2, sort_keys=True) + "\n")
+    write_atomically(staging / "config.json", json.dumps(conversion.config, indent=2, sort_keys=True) + "\n")
     for path in processor_files(checkpoint.folder):
         shutil.copyfile(path, staging / path.name)
-    assets = [file_record(path, staging) for path in [staging / "config.json", *processor_files(staging)]]
+    if family_module(conversion.family).TOKENIZER_GRAPHS:
+        conversion.helper.run(write_genai_files, staging)
+        conversion.helper.close()
+    names = ["config.json", *GENAI_FILES, *(path.name for path in processor_files(staging))]
+    paths = [staging / name for name in dict.fromkeys(names)]
+    assets = [file_record(path, staging) for path in paths if path.exists()]
     samples = conversion.samples
     return Manifest(
         name=name,
@@ -174,13 +177,15 @@ def _validate(request: Request, conversion: Conversion, staging: Path, reporter:
         reference = reference_model(conversion, conversion.plan.size_after)
         artifact = Runner(staging)
     batches = list(_batches(processor, request.validation_samples))
+    vision = next(component.name for component in conversion.components if component.side == "vision")
+    sides = (vision, conversion.components[-1].name)
 
     def decode(tokens: Any) -> list[str]:
         texts: list[str] = processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts
 
     with reporter.stage("validating: parity", len(batches)) as step:
-        figures = ValidateParityPass(request.max_kl)(reference, artifact, batches, artifact.ends, step)
+        figures = ValidateParityPass(request.max_kl)(reference, artifact, batches, artifact.ends, sides, step)
     with reporter.stage("validating: accuracy", len(batches)) as step:
         figures += ValidateAccuracyPass(request.max_drop)(reference, artifact, batches, artifact.ends, decode, step)
     return figures

@@ -42,8 +42,7 @@ from passes.validate.vqa import evalai
 from vlmconvert.artifact import manifest_digest
 from vlmconvert.blocks import block_errors
 from vlmconvert.console import Reporter
-from vlmconvert.convert import demo_checkpoint
-from vlmconvert.families import check_family
+from vlmconvert.families import check_family, demo_checkpoint
 from vlmconvert.pipeline import Conversion
 from vlmconvert.plan import Options
 from vlmconvert.reference import reference_model
@@ -215,7 +214,7 @@ def _open_checkpoint(
         demo = demo_checkpoint(manifest.family)
         if manifest.source.revision is not None:
             model, revision = manifest.source.model, manifest.source.revision
-        elif manifest.source.model == demo.name:
+        elif demo is not None and manifest.source.model == demo.name:
             model = str(demo)
         else:
             raise BadInputError(

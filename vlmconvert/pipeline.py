@@ -36,6 +36,7 @@ from passes.export.template import VERSION as TEMPLATE_VERSION
 from passes.export.template import BlockSource, Templates, prepare
 from passes.split import Component, SplitPass
 from passes.store import Store, digest, library_versions
+from vlmconvert import families
 from vlmconvert.artifact import describe_component, link_or_copy, processor_files
 from vlmconvert.console import Reporter
 from vlmconvert.families import FAMILIES, family_module
@@ -112,8 +113,14 @@ class Conversion:
                 lambda name: file_record(checkpoint.folder / name, checkpoint.folder), self._source_names()
             )
             self.templates = Templates(self._prepare(f"{module}:components"))
-            self.components: tuple[Component, ...] = family_module(family).components(self.templates.config)
-            unused = SplitPass()(checkpoint, self.templates.names, self.components, self.templates.shapes)
+            self.config = self._complete_config()
+            self.components: tuple[Component, ...] = family_module(family).components(self.config)
+            in_config = set(family_module(family).CONFIG_TENSORS.values())
+            unused = [
+                name
+                for name in SplitPass()(checkpoint, self.templates.names, self.components, self.templates.shapes)
+                if name not in in_config
+            ]
             self.plan: Plan = make_plan(
                 options, checkpoint, self.components, self.templates.names, self.templates.shapes, unused
             )
@@ -157,6 +164,17 @@ class Conversion:
                 link_or_copy(item.folder / record.path, output / record.path)
         return [describe_component(item.plan, item.files, output) for item in built]
 
+    def _complete_config(self) -> dict[str, Any]:
+        """The config with every default, and with those tensors that runtimes look for in it."""
+        names = self.templates.names
+        tensors = family_module(self.family).CONFIG_TENSORS
+        missing = [name for name in tensors.values() if name not in names]
+        if missing:
+            raise BadInputError(f"{self.checkpoint.folder} lacks tensor {missing[0]}: fetch the checkpoint again")
+        return self.templates.config | {
+            key: self.checkpoint.read(names[name]).tolist() for key, name in tensors.items()
+        }
+
     def _source_names(self) -> list[str]:
         names = ["config.json", *self.checkpoint.weight_files]
         names += [path.name for path in processor_files(self.checkpoint.folder)]
@@ -178,7 +196,7 @@ class Conversion:
             self.checkpoint.config,
             sorted(self.checkpoint.tensors),
             describe,
-            _source_digest(describe),
+            _source_digest(),
             library_versions(),
         )
         if key in self.store:
@@ -196,7 +214,7 @@ class Conversion:
         )
         self.samples = load_samples(options.calibration, count, options.seed)
         if options.calibration != "scenes":
-            self.samples = self.samples.with_sizes(family_module(self.family).calibration_sizes(self.templates.config))
+            self.samples = self.samples.with_sizes(family_module(self.family).calibration_sizes(self.config))
         # Each component's results depend on its own samples only, so that changing one leaves the other alone.
         settings = ("inputs", 1, options.sequence_length, self.identity, self.processor_digest())
         key = digest(*settings, self.samples.digest)
@@ -210,7 +228,7 @@ class Conversion:
                         self.checkpoint.folder,
                         self.samples,
                         adapt,
-                        self.templates.config,
+                        self.config,
                         options.sequence_length,
                         output,
                     ),
@@ -219,6 +237,7 @@ class Conversion:
             self.store,
             CheckpointBlocks(self.checkpoint, self.templates),
             self.components,
+            self.config,
             self.identity,
             self.store.path(key),
             digest(*settings, self.samples.first(options.samples).digest),
@@ -358,7 +377,7 @@ class Conversion:
         model = PassManager(component.name, plan.graph_passes)(model)
         if component.state:
             _set_runtime_options(model, plan.precision)
-        xml = folder / f"{component.file_stem}.xml"
+        xml = folder / f"{component.stems['openvino']}.xml"
         if plan.quantize is None:
             _write_records(folder, [write(model, weights, xml)])
         else:
@@ -379,11 +398,7 @@ class Conversion:
         with tempfile.TemporaryDirectory(prefix=".float-", dir=xml.parent) as temporary:
             source = Path(temporary) / xml.name
             write(model, weights, source)
-            names = [port.name for port in component.inputs]
-            samples = tuple(
-                {name: (path, name) for name in names}
-                for path in sorted(chain.samples.iterdir())[: self.options.vision_samples]
-            )
+            samples = chain.component_inputs(component)[: self.options.vision_samples]
             with named_failure(quantize, component.name, after=[item.name for item in plan.passes[:-1]]):
                 self.helper.run(quantize.run, source, samples, xml)
             self.helper.close()
@@ -428,14 +443,15 @@ def _set_runtime_options(model: Any, precision: str) -> None:
 
     The cache stays as exact as the weights (the default on CPU is an 8-bit cache), and activations are scaled down where a
     GPU computes in half precision, whose range Llama 3.2 Vision leaves; both are the settings of OpenVINO's own example.
+    With float32 weights the cache is left to the runtime: paged attention in bfloat16 refuses one of float32, which
+    `EXECUTION_MODE_HINT` ACCURACY chooses by itself.
     """
-    model.set_rt_info("f32" if precision == "fp32" else "f16", ["runtime_options", "KV_CACHE_PRECISION"])
+    if precision != "fp32":
+        model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])
     model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
 
 
-def _source_digest(describe: str) -> str:
-    """Digest of the family's own code, on which traces depend."""
-    module = describe.partition(":")[0]
-    folder = Path(family_module(module.rpartition(".")[2]).__file__ or "").parent
-    stem = module.rpartition(".")[2]
-    return digest([path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"{stem}*.py"))])
+def _source_digest() -> str:
+    """Digest of the families' code, on which traces depend."""
+    folder = Path(families.__file__).parent
+    return digest([path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))])

@@ -140,7 +140,9 @@ def make_plan(
     """
     plans = []
     for component in components:
-        precision = options.llm if component.logits else options.vision
+        precision = options.llm if component.side == "language" else options.vision
+        if not any(len(shapes[block.kind][name]) > 1 for block in component.blocks for name in block.tensors):
+            precision = "fp32"  # nothing to compress
         block_pass, quantize = _passes(precision, options)
         graph_passes: list[GraphPass] = []
         if component.state:

@@ -36,5 +36,11 @@ def reference_model(conversion: Conversion, beside: int) -> Model:
     # Half for the weights that stay, half for activations and whatever else runs.
     keep = max(0, int(free / 2))
     return StreamedModel(
-        checkpoint, conversion.templates, conversion.components, family.inputs, family.next_inputs, keep
+        checkpoint,
+        conversion.templates.names,
+        conversion.config,
+        conversion.components,
+        family.inputs,
+        family.next_inputs,
+        keep,
     )

@@ -8,24 +8,22 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-import passes  # noqa: F401  keeps telemetry off before openvino is imported
-from manifests.errors import BadInputError
 from manifests.io import read_manifest
+from passes.flow import run_components
+from passes.split import Component, handed_over
+from vlmconvert.engines import Value, open_engine
 from vlmconvert.families import family_module
 
-if TYPE_CHECKING:
-    import openvino as ov
-
-__all__ = ["Runner", "Timings", "end_tokens", "resolve_device"]
+__all__ = ["Runner", "Timings", "end_tokens"]
 
 
 @dataclass
 class Timings:
-    """Seconds since the last prefill began; `vision` is 0 if the image's keys and values were there already."""
+    """Seconds since the last prefill began; `vision` is 0 if the images had been encoded already."""
 
     vision: float = 0.0
     first_token: float = 0.0
@@ -33,17 +31,16 @@ class Timings:
 
 
 class Runner:
-    """An artifact in OpenVINO.
+    """An artifact in the runtime of its target.
 
     Args:
         folder: the artifact; its manifest says what it holds.
-        device: an OpenVINO device name; AUTO stands for the first GPU, if there is one, else the CPU.
-        ov_config: OpenVINO compile options. By default graphs compute in the precision that they are stored in
-            (`EXECUTION_MODE_HINT` ACCURACY), so that figures do not depend on what the processor supports.
+        device: a device name of that runtime.
+        ov_config: options of that runtime.
         cache_dir: where OpenVINO keeps compiled models.
 
     Raises:
-        BadInputError: if the folder is no artifact, or the device or an option is unknown to OpenVINO.
+        BadInputError: if the folder is no artifact, or the device or an option is unknown to the runtime.
     """
 
     def __init__(
@@ -53,99 +50,70 @@ class Runner:
         ov_config: Mapping[str, Any] | None = None,
         cache_dir: Path | None = None,
     ) -> None:
-        import openvino as ov
-
         self.manifest = read_manifest(folder)
         self.family = family_module(self.manifest.family)
         self.config = _read_json(folder / "config.json")
         self.ends = end_tokens(folder)
         self._pad = _generation(folder).get("pad_token_id", self.ends[0])
-        self._core = ov.Core()
-        self.device = resolve_device(self._core, device)
-        options = {"EXECUTION_MODE_HINT": "ACCURACY", **(ov_config or {})}
-        if cache_dir is not None:
-            options["CACHE_DIR"] = str(cache_dir)
-        self._files: dict[str, Path] = {}
-        self._compiled: dict[str, ov.CompiledModel] = {}
-        for component in self.manifest.components:
-            self._files[component.name] = next(
-                folder / record.path for record in component.files if record.path.endswith(".xml")
+        self._engine = open_engine(self.manifest.target, device, ov_config, cache_dir)
+        self.device = self._engine.device
+        self.components: tuple[Component, ...] = self.family.components(self.config)
+        self._handed = handed_over(self.components)
+        # What one graph hands to another where it lies.
+        self.shared = frozenset(
+            name
+            for component in self.components
+            for name in component.reads
+            if component.host_step is None or name not in component.host_step.outputs
+        )
+        self.graphs = {
+            component.name: self._engine.open(
+                folder / f"{component.stems[self.manifest.target]}{self._engine.suffix}", self.shared
             )
-            try:
-                self._compiled[component.name] = self._core.compile_model(
-                    self._files[component.name], self.device, options
-                )
-            except RuntimeError as error:
-                reason = str(error).strip().splitlines()[-1]
-                raise BadInputError(
-                    f"OpenVINO cannot compile {self._files[component.name]} for {device} ({reason}): "
-                    "choose another --device or --ov-config"
-                ) from error
-        self._vision = self._compiled["vision_encoder"].create_infer_request()
-        self._language = self._compiled["language_model"].create_infer_request()
-        taken = {port.get_any_name() for port in self._compiled["language_model"].inputs}
-        # What the vision encoder hands to the language model.
-        self._shared = sorted(taken & {port.get_any_name() for port in self._compiled["vision_encoder"].outputs})
-        self._small = sorted(taken - set(self._shared))
-        self._inputs: dict[str, np.ndarray] = {}
-        self._encoded = ""
+            for component in self.components
+        }
+        self._values: dict[str, Value] = {}
+        self._encoded: dict[str, tuple[str, dict[str, Value]]] = {}
         self.timings = Timings()
 
     def encode_images(self, processed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The vision encoder's outputs by name, for processor outputs with `pixel_values`."""
-        self._encode(self.family.inputs(processed, self.config))
-        names = [port.get_any_name() for port in self._compiled["vision_encoder"].outputs]
-        return {name: _to_host(self._vision.get_tensor(name)) for name in names}
+        """What the vision side makes of processor outputs with images, by name."""
+        values = self.family.inputs(processed, self.config)
+        vision = tuple(component for component in self.components if component.side == "vision")
+        known = run_components(vision, values, self._prepare, self._run)
+        made = {port.name for component in vision for port in component.outputs}
+        return {name: self._engine.to_host(value) for name, value in known.items() if name in made}
 
     @property
-    def key_values(self) -> dict[str, np.ndarray]:
-        """Copies of what the language model was given as the vision encoder's outputs in the last prefill."""
-        return {name: _to_host(self._language.get_tensor(name)) for name in self._shared}
+    def handed(self) -> dict[str, np.ndarray]:
+        """Copies of what the vision side handed to the language side in the last prefill."""
+        return {name: self._engine.to_host(self._values[name]) for name in self._handed if name in self._values}
 
     def prefill(
         self,
         processed: dict[str, np.ndarray],
-        key_values: dict[str, np.ndarray] | None = None,
+        handed: dict[str, np.ndarray] | None = None,
         beams: int = 1,
     ) -> np.ndarray:
         """Start a sequence from processor outputs.
 
-        The outputs of the vision encoder become inputs of the language model where they lie; images that equal those of
-        the last call are not encoded again.
+        Outputs of one graph become inputs of the next where they lie; images that equal those of the last call are not
+        encoded again.
 
         Args:
             processed: as the checkpoint's processor gives them, as numpy arrays.
-            key_values: vision encoder outputs to use instead of running it.
-            beams: rows of `processed` that follow each other and share an image.
+            handed: what the vision side hands to the language side, instead of running it.
+            beams: rows of `processed` that follow each other and are one prompt.
 
         Returns:
             Logits [batch, 1 or sequence, vocabulary], float32.
         """
-        import openvino as ov
-
         self.timings = Timings()
-        self._inputs = self.family.inputs(processed, self.config)
-        if key_values is None and "pixel_values" in self._inputs:
-            self._encode({name: value[::beams] for name, value in self._inputs.items()})
-            if beams == 1:
-                for name in self._shared:
-                    self._language.set_tensor(name, self._vision.get_tensor(name))
-            else:
-                key_values = {
-                    name: _to_host(self._vision.get_tensor(name)).repeat(beams, axis=0) for name in self._shared
-                }
-        elif key_values is None:
-            key_values = self._inputs
-        if key_values is not None:
-            # Kept here because the tensors only borrow their memory.
-            self._inputs |= {name: np.ascontiguousarray(key_values[name]) for name in self._shared}
-            for name in self._shared:
-                self._language.set_tensor(name, ov.Tensor(self._inputs[name], shared_memory=True))
-        self._inputs["beam_idx"] = np.arange(self._inputs["input_ids"].shape[0], dtype=np.int32)
-        self._language.reset_state()
+        values = self.family.inputs({name: value[::beams] for name, value in processed.items()}, self.config)
+        self.graphs[self.components[-1].name].reset()
         start = time.perf_counter()
-        logits = self._infer()
-        self.timings.first_token = time.perf_counter() - start
+        logits = self._logits(values | (handed or {}), beams)
+        self.timings.first_token = time.perf_counter() - start - self.timings.vision
         return logits
 
     def step(self, tokens: np.ndarray, beam_idx: np.ndarray | None = None) -> np.ndarray:
@@ -159,10 +127,7 @@ class Runner:
             Logits [batch, 1, vocabulary], float32.
         """
         start = time.perf_counter()
-        self._inputs = self.family.next_inputs(self._inputs, tokens)
-        if beam_idx is not None:
-            self._inputs["beam_idx"] = beam_idx.astype(np.int32)
-        logits = self._infer()
+        logits = self._logits(self.family.next_inputs(self._values, tokens), beam_idx=beam_idx)
         self.timings.other_tokens.append(time.perf_counter() - start)
         return logits
 
@@ -179,38 +144,42 @@ class Runner:
                 return
             logits = self.step(tokens)
 
-    def _encode(self, values: dict[str, np.ndarray]) -> None:
-        """Run the vision encoder, unless its last inputs were the same."""
-        inputs = {name: np.ascontiguousarray(values[name]) for name in self._names("vision_encoder")}
+    def _logits(self, values: Mapping[str, Value], beams: int = 1, beam_idx: np.ndarray | None = None) -> np.ndarray:
+        def compute(component: Component, inputs: dict[str, Value]) -> dict[str, Value]:
+            if component is not self.components[-1]:
+                return self._run(component, inputs)
+            if beams > 1:
+                inputs = {name: self._engine.to_host(value).repeat(beams, axis=0) for name, value in inputs.items()}
+            rows = np.arange(len(inputs["attention_mask"]), dtype=np.int32)
+            inputs["beam_idx"] = rows if beam_idx is None else beam_idx.astype(np.int32)
+            return inputs | self.graphs[component.name](inputs)
+
+        self._values = run_components(self.components, values, self._prepare, compute)
+        return self._engine.to_host(self._values["logits"])
+
+    def _prepare(self, component: Component, values: Mapping[str, Value]) -> dict[str, np.ndarray]:
+        step = component.host_step
+        assert step is not None
+        return step({name: self._engine.to_host(values[name]) for name in step.inputs if name in values}, self.config)
+
+    def _run(self, component: Component, inputs: dict[str, Value]) -> dict[str, Value]:
+        """Run a component before the language model; a vision encoder only if its last inputs were others."""
+        if component.side != "vision":
+            return self.graphs[component.name](inputs)
+        start = time.perf_counter()
         state = hashlib.blake2b()
         for name, value in inputs.items():
-            state.update(f"{name}{value.shape}".encode())
-            state.update(value.data)
-        if state.hexdigest() == self._encoded:
-            return
-        start = time.perf_counter()
-        self._encoded = ""
-        if self.device.startswith("GPU"):
-            self._place_on_device({name: value.shape for name, value in inputs.items()})
-        self._vision.infer(inputs, share_inputs=True)
-        self._encoded = state.hexdigest()
-        self.timings.vision = time.perf_counter() - start
-
-    def _place_on_device(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Let the vision encoder write its outputs into the GPU's memory, where the language model reads them."""
-        context = self._core.get_default_context(self.device)
-        model = self._core.read_model(self._files["vision_encoder"])
-        model.reshape({name: list(shape) for name, shape in shapes.items()})
-        for name in self._shared:
-            port = model.output(name)
-            self._vision.set_tensor(name, context.create_tensor(port.element_type, port.shape, {}))
-
-    def _names(self, component: str) -> list[str]:
-        return [port.get_any_name() for port in self._compiled[component].inputs]
-
-    def _infer(self) -> np.ndarray:
-        results = self._language.infer({name: self._inputs[name] for name in self._small}, share_inputs=True)
-        return np.array(results["logits"])
+            array = np.ascontiguousarray(self._engine.to_host(value))
+            state.update(f"{name}{array.shape}".encode())
+            state.update(array.data)
+        digest, outputs = self._encoded.get(component.name, ("", {}))
+        if digest == state.hexdigest():
+            return outputs
+        self._encoded.pop(component.name, None)
+        outputs = self.graphs[component.name](inputs)
+        self._encoded[component.name] = (state.hexdigest(), outputs)
+        self.timings.vision += time.perf_counter() - start
+        return outputs
 
 
 def end_tokens(folder: Path) -> list[int]:
@@ -222,33 +191,6 @@ def end_tokens(folder: Path) -> list[int]:
 def _generation(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
     return _read_json(path) if path.exists() else {}
-
-
-def resolve_device(core: ov.Core, device: str) -> str:
-    """The device that a name stands for: AUTO and AUTO:GPU,CPU are the first GPU of theirs, if there is one, else the first.
-
-    Both graphs must lie on one device to share memory, which OpenVINO's own AUTO does not promise.
-    """
-    kind, _, listed = device.partition(":")
-    if kind != "AUTO":
-        return device
-    available = list(core.available_devices)
-    candidates = [name for name in listed.split(",") if name] or available
-    matching = [name for wanted in candidates for name in available if name == wanted or name.split(".")[0] == wanted]
-    if not matching:
-        raise BadInputError(f"none of {device} is there: OpenVINO sees {', '.join(available)}")
-    return next((name for name in matching if name.startswith("GPU")), matching[0])
-
-
-def _to_host(tensor: ov.Tensor) -> np.ndarray:
-    """A copy of a tensor in host memory, wherever it lies."""
-    import openvino as ov
-
-    if isinstance(tensor, ov.RemoteTensor):
-        host = ov.Tensor(tensor.get_element_type(), tensor.get_shape())
-        tensor.copy_to(host)
-        return host.data
-    return np.array(tensor.data)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

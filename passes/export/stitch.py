@@ -85,7 +85,8 @@ class StitchPass(Pass):
             node_input.output(0).set_names({node_input.get_friendly_name()})
         stitched = ov.Model(results, [inputs[name] for name in order] + weight_inputs, component.name)
         for result in stitched.get_results():
-            result.output(0).set_names({result.get_friendly_name()})
+            name = result.get_friendly_name()
+            result.output(0).set_names({name, component.aliases.get(name, name)})
         stitched.validate_nodes_and_infer_types()
         return stitched, weights
 

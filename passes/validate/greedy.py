@@ -44,9 +44,9 @@ def greedy(model: Model, processed: dict[str, np.ndarray], ends: list[int], step
 
 
 def forced_logits(
-    model: Model, processed: dict[str, np.ndarray], tokens: np.ndarray, key_values: dict[str, np.ndarray] | None = None
+    model: Model, processed: dict[str, np.ndarray], tokens: np.ndarray, handed: dict[str, np.ndarray] | None = None
 ) -> np.ndarray:
     """Logits [batch, steps, vocabulary] of a model that is made to follow `tokens` [batch, steps]."""
-    logits = [model.prefill(processed, key_values)[:, -1]]
+    logits = [model.prefill(processed, handed)[:, -1]]
     logits += [model.step(tokens[:, step])[:, -1] for step in range(tokens.shape[1] - 1)]
     return np.stack(logits, 1)

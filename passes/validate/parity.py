@@ -49,9 +49,10 @@ class ValidateParityPass(Pass):
         artifact: Model,
         batches: Iterable[Batch],
         ends: list[int],
+        sides: tuple[str, str],
         step: Callable[[str], None] = lambda label: None,
     ) -> list[Validation]:
-        """Measure all batches."""
+        """Measure all batches; `sides` are the names under which the vision side and the language model are recorded."""
         sums: dict[str, list[np.ndarray]] = {}
         greatest: dict[str, float] = {}
         agree: dict[str, list[np.ndarray]] = {}
@@ -59,12 +60,12 @@ class ValidateParityPass(Pass):
         for batch in batches:
             samples += len(batch.answers)
             expected = greedy(reference, batch.processed, ends, self.steps)
-            reference_values = dict(reference.key_values)
+            reference_values = dict(reference.handed)
             whole = forced_logits(artifact, batch.processed, expected.tokens)
-            artifact_values = dict(artifact.key_values)
+            artifact_values = dict(artifact.handed)
             measured = {
-                "vision_encoder": forced_logits(reference, batch.processed, expected.tokens, artifact_values),
-                "language_model": forced_logits(artifact, batch.processed, expected.tokens, reference_values),
+                sides[0]: forced_logits(reference, batch.processed, expected.tokens, artifact_values),
+                sides[1]: forced_logits(artifact, batch.processed, expected.tokens, reference_values),
                 "artifact": whole,
             }
             for component, logits in measured.items():

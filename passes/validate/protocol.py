@@ -14,12 +14,12 @@ class Model(Protocol):
     """The checkpoint or the artifact: prefill a batch of prompts, then append one token a row."""
 
     @property
-    def key_values(self) -> dict[str, np.ndarray]:
+    def handed(self) -> dict[str, np.ndarray]:
         """What the vision side handed to the language side in the last prefill, by name."""
         ...
 
-    def prefill(self, processed: dict[str, np.ndarray], key_values: dict[str, np.ndarray] | None = None) -> np.ndarray:
-        """Logits [batch, 1 or sequence, vocabulary]; `key_values` stand in for the model's own vision side."""
+    def prefill(self, processed: dict[str, np.ndarray], handed: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """Logits [batch, 1 or sequence, vocabulary]; `handed` stand in for the model's own vision side."""
         ...
 
     def step(self, tokens: np.ndarray) -> np.ndarray:

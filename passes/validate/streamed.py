@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from passes.checkpoint import Checkpoint
-from passes.export.template import Templates
-from passes.split import Block, Component
+from passes.flow import run_components
+from passes.split import Block, Component, handed_over
 
 __all__ = ["StreamedModel"]
 
@@ -27,7 +27,8 @@ class StreamedModel:
 
     Args:
         checkpoint: the opened checkpoint.
-        templates: its config and tensor names.
+        names: in-memory tensor name -> name in the checkpoint's files.
+        config: the completed config.
         components: in the order of the data flow; the last one has the LM head.
         inputs: the family's way from processor outputs and config to the components' inputs.
         next_inputs: the family's way from one call's inputs and its tokens [batch] to the next call's.
@@ -37,53 +38,55 @@ class StreamedModel:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        templates: Templates,
+        names: dict[str, str],
+        config: dict[str, Any],
         components: tuple[Component, ...],
         inputs: Callable[[Arrays, dict[str, Any]], Arrays],
         next_inputs: Callable[[Arrays, np.ndarray], Arrays],
         keep: int = 0,
     ) -> None:
         self._checkpoint = checkpoint
-        self._config, self._names = templates.config, templates.names
+        self._config, self._names = config, names
         self._components = components
         self._family_inputs, self._family_next_inputs = inputs, next_inputs
         self._left = keep
         self._kept: dict[tuple[str, str], torch.nn.Module] = {}
-        made = {port.name for component in components[:-1] for port in component.outputs}
-        self._shared = sorted(made & {port.name for port in components[-1].inputs})
-        self._inputs: Arrays = {}
-        self._carried: Values = {}
+        self._handed = handed_over(components)
+        self._values: Values = {}
 
     @property
-    def key_values(self) -> Arrays:
+    def handed(self) -> Arrays:
         """See `passes.validate.protocol.Model`."""
-        return {name: self._carried[name].numpy() for name in self._shared}
+        return {name: self._values[name].numpy() for name in self._handed if name in self._values}
 
     @torch.no_grad()
-    def prefill(self, processed: Arrays, key_values: Arrays | None = None) -> np.ndarray:
+    def prefill(self, processed: Arrays, handed: Arrays | None = None) -> np.ndarray:
         """See `passes.validate.protocol.Model`; the logits are those of the last position."""
-        self._inputs = self._family_inputs(processed, self._config)
-        values = _tensors(self._inputs)
-        if key_values is not None:
-            values |= _tensors(key_values)
-        elif "pixel_values" in values:
-            for component in self._components[:-1]:
-                outputs = self._run(component, dict(values))
-                values |= {port.name: outputs[port.name] for port in component.outputs}
-        return self._logits(values)
+        self._values = _tensors(self._family_inputs(processed, self._config))
+        if handed is not None:
+            self._values |= _tensors(handed)
+        return self._logits()
 
     @torch.no_grad()
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """See `passes.validate.protocol.Model`."""
-        self._inputs = self._family_next_inputs(self._inputs, tokens)
-        return self._logits({**_tensors(self._inputs), **self._carried})
+        state = {name: self._values[name] for name in self._components[-1].state}
+        self._values = _tensors(self._family_next_inputs(_arrays(self._values), tokens)) | state
+        return self._logits()
 
-    def _logits(self, values: Values) -> np.ndarray:
-        language = self._components[-1]
-        values = self._run(language, values)
-        self._carried = {past: values[present] for past, present in language.state.items()}
-        self._carried |= {name: values[name] for name in self._shared}
-        return values["logits"].numpy()
+    def _logits(self) -> np.ndarray:
+        self._values = run_components(self._components, self._values, self._prepare, self._compute)
+        return self._values["logits"].numpy()
+
+    def _prepare(self, component: Component, values: Mapping[str, torch.Tensor]) -> Values:
+        assert component.host_step is not None
+        return _tensors(component.host_step(_arrays(values), self._config))
+
+    def _compute(self, component: Component, inputs: Values) -> Values:
+        made = self._run(component, inputs | {name: self._values[name] for name in component.state})
+        return {port.name: made[port.name] for port in component.outputs} | {
+            past: made[present] for past, present in component.state.items()
+        }
 
     def _run(self, component: Component, values: Values) -> Values:
         for block in component.blocks:
@@ -115,6 +118,10 @@ class StreamedModel:
             self._left -= size
             self._kept[key] = module.eval()
         return module.eval()
+
+
+def _arrays(values: Mapping[str, torch.Tensor]) -> Arrays:
+    return {name: value.numpy() for name, value in values.items()}
 
 
 def _tensors(arrays: Arrays) -> Values:

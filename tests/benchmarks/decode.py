@@ -23,7 +23,7 @@ import click
 
 from vlmconvert.bench import BenchRequest, bench, bench_prompts
 from vlmconvert.console import Reporter
-from vlmconvert.convert import demo_checkpoint
+from vlmconvert.families import demo_checkpoint
 from vlmconvert.measured import MeasuredProcess, Side
 from vlmconvert.runtime import Runner
 

@@ -16,7 +16,7 @@ from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
 
 from vlmconvert.artifact import processor_files
-from vlmconvert.convert import demo_checkpoint
+from vlmconvert.families import demo_checkpoint
 
 # In-memory prefix -> prefix on the hub.
 _ON_HUB = {

@@ -43,7 +43,12 @@ def answer(folder: Path, way: str) -> None:
         conversion.helper.close()
         start = time.monotonic()
         model = StreamedModel(
-            conversion.checkpoint, conversion.templates, conversion.components, mllama.inputs, mllama.next_inputs
+            conversion.checkpoint,
+            conversion.templates.names,
+            conversion.config,
+            conversion.components,
+            mllama.inputs,
+            mllama.next_inputs,
         )
     tokens = greedy(model, processed, [], TOKENS).tokens
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -80,7 +80,7 @@ def test_keys_and_values_come_unrepeated(runner, reference, processor):
     processed = process(processor, *CASES["two images in one prompt"])
     reference.prefill(processed)
     outputs = runner.encode_images(processed)
-    for name, expected in reference.key_values.items():
+    for name, expected in reference.handed.items():
         heads = reference.model.config.text_config.num_key_value_heads
         assert outputs[name].shape == expected.shape
         assert outputs[name].shape[1] == heads

@@ -24,7 +24,13 @@ def streamed(demo, store):
         conversion = Conversion("mllama", checkpoint, Options(llm="fp32", vision="fp32"), Store(store), 1, Reporter())
         conversion.helper.close()
         return StreamedModel(
-            checkpoint, conversion.templates, conversion.components, mllama.inputs, mllama.next_inputs, keep
+            checkpoint,
+            conversion.templates.names,
+            conversion.config,
+            conversion.components,
+            mllama.inputs,
+            mllama.next_inputs,
+            keep,
         )
 
     return make
@@ -37,9 +43,9 @@ def test_logits_equal_transformers(demo, streamed, case):
     expected = greedy(reference, processed, [], 6)
     assert_close(expected.logits, forced_logits(model, processed, expected.tokens))
     if "pixel_values" in processed:
-        for name, value in reference.key_values.items():
-            np.testing.assert_allclose(model.key_values[name], value, atol=1e-4 * np.abs(value).max())
-        handed = forced_logits(model, processed, expected.tokens, dict(reference.key_values))
+        for name, value in reference.handed.items():
+            np.testing.assert_allclose(model.handed[name], value, atol=1e-4 * np.abs(value).max())
+        handed = forced_logits(model, processed, expected.tokens, dict(reference.handed))
         assert_close(expected.logits, handed)
 
 

@@ -63,7 +63,7 @@ def test_a_published_bad_build_is_traced_to_its_blocks(good, parts, tmp_path, sp
     rehash(bad)
     components, inputs = parts
     name, blocks = where
-    chain = FloatChain(Store(tmp_path / "store"), blocks_of(good), (components[name],), "", inputs, "", SAMPLES)
+    chain = FloatChain(Store(tmp_path / "store"), blocks_of(good), (components[name],), {}, "", inputs, "", SAMPLES)
     errors = ValidateBlocksPass()(chain, blocks_of(bad))
     assert {(item.component, item.block) for item in errors if item.relative_error > 0} == {
         (name, block) for block in blocks
@@ -78,7 +78,7 @@ def test_a_bad_build_stands_out_beside_the_checkpoint(good, parts, demo, store, 
     conversion = Conversion("mllama", open_checkpoint(demo), Options(), Store(store), 1, Reporter())
     conversion.helper.close()
     blocks = CheckpointBlocks(conversion.checkpoint, conversion.templates)
-    chain = FloatChain(Store(tmp_path / "store"), blocks, (components["language_model"],), "", inputs, "", SAMPLES)
+    chain = FloatChain(Store(tmp_path / "store"), blocks, (components["language_model"],), {}, "", inputs, "", SAMPLES)
     before, after = (ValidateBlocksPass()(chain, blocks_of(folder)) for folder in (good, bad))
     assert all(item.relative_error < 0.5 and item.cosine > 0.9 for item in before)
     grown = [new.block for old, new in zip(before, after, strict=True) if new.relative_error > 2 * old.relative_error]
@@ -101,7 +101,7 @@ def test_every_weight_belongs_to_a_block(good):
     config = json.loads((good / "config.json").read_text())
     records = {item.name: item for item in read_manifest(good).components}
     for component in family_module("mllama").components(config):
-        xml = good / f"{component.file_stem}.xml"
+        xml = good / f"{component.stems['openvino']}.xml"
         constants = block_constants(xml, component)
         assert set(constants) == {block.name for block in component.blocks} == set(records[component.name].blocks)
         end = gaps = 0

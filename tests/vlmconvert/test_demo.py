@@ -11,7 +11,7 @@ from transformers import AutoProcessor, MllamaForConditionalGeneration
 from calibration.scenes import Split, draw_scene
 from manifests.io import read_manifest
 from tests.conftest import vlmconvert
-from vlmconvert.demo.train_mllama import exact_match
+from vlmconvert.demo.training import exact_match
 
 QUESTIONS = 500
 

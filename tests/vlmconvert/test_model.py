@@ -15,7 +15,8 @@ from calibration.inputs import chat_text, load_processor
 from calibration.scenes import Split, draw_scene
 from manifests.errors import BadInputError
 from vlmconvert.chat import Chat
-from vlmconvert.runtime import Runner, resolve_device
+from vlmconvert.engines.openvino import resolve_device
+from vlmconvert.runtime import Runner
 
 
 @pytest.fixture(scope="module")
@@ -121,13 +122,18 @@ def test_forward_gives_logits(model, checkpoint, processor):
     torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-3, rtol=0)
 
 
+def address(runner, component, name):
+    """Where a tensor of a graph lies in memory."""
+    return runner.graphs[component].request.get_tensor(name).data.ctypes.data
+
+
 def test_images_are_encoded_once_and_shared_without_a_copy(folder, processor):
     runner = Runner(folder)
     arrays = {name: value.numpy() for name, value in prompts(processor, [0]).items()}
     runner.prefill(arrays)
     assert runner.timings.vision > 0
     name = "cross_attn_key_values.1.key"
-    assert runner._language.get_tensor(name).data.ctypes.data == runner._vision.get_tensor(name).data.ctypes.data
+    assert address(runner, "language_model", name) == address(runner, "vision_encoder", name)
     runner.prefill(arrays)
     assert runner.timings.vision == 0
     runner.prefill({name: value.numpy() for name, value in prompts(processor, [1]).items()})
@@ -210,7 +216,7 @@ def test_a_gpu_keeps_the_vision_encoders_outputs(folder, processor, device, monk
     monkeypatch.setattr(ov, "Core", Core)
     runner = Runner(folder, device)
     np.testing.assert_array_equal(runner.prefill(arrays), expected)
-    shared = set(runner._shared)
+    shared = set(runner.handed)
     assert shared == {f"cross_attn_key_values.{layer}.{part}" for layer in (1, 3, 5, 7) for part in ("key", "value")}
     for name in shared:
-        assert runner._language.get_tensor(name).data.ctypes.data in created
+        assert address(runner, "language_model", name) in created

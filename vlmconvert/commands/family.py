@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vlmconvert.commands import at_least
+from vlmconvert.families import demo_checkpoint
 
 __all__ = ["family_command"]
 
@@ -18,16 +19,19 @@ _VISION = ("fp32", "fp16", "int8", "int8-ptq")
 
 def family_command(family: str) -> click.Command:
     """The command that converts checkpoints of a family."""
+    has_demo = demo_checkpoint(family) is not None
+    without = "; without it the embedded demo checkpoint is converted" if has_demo else ""
+    example = "" if has_demo else "./checkpoint "
 
     @click.command(
         name=family,
         help=f"""Convert a {family} checkpoint to OpenVINO.
 
-        CHECKPOINT is a local folder or a hub id; without it the embedded demo checkpoint is converted.
+        CHECKPOINT is a local folder or a hub id{without}.
 
         \b
         Examples:
-          vlmconvert {family} --llm int4-awq --vision int8-ptq
+          vlmconvert {family} {example}--llm int4-awq --vision int8-ptq
           vlmconvert {family} ./checkpoint --llm fp16 --vision fp16 -o out --no-validate
           vlmconvert {family} ./checkpoint --calibration ./photos --samples 32 --dry-run
         """,

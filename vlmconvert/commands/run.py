@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from vlmconvert.chat import Chat
 
+    # Images, and the frames of videos.
+    Shown = tuple[Sequence[Image], Sequence[Sequence[Image]]]
+
 __all__ = ["run"]
 
 
@@ -28,6 +31,7 @@ __all__ = ["run"]
       vlmconvert run mllama-openvino-int4-awq-int8-ptq --image scene.png --prompt "What colour is the circle?"
       vlmconvert run llama-int4 --image a.jpg --image b.jpg --prompt - < question.txt
       vlmconvert run llama-int4 --image a.jpg --chat
+      vlmconvert run llava-next-video-int4 --video clip.mp4 --prompt "What happens?"
     """
 )
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -38,6 +42,14 @@ __all__ = ["run"]
     multiple=True,
     help="Image to ask about; may be given several times, or left out for a question in text alone.",
 )
+@click.option(
+    "--video",
+    "videos",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Video to ask about, for models that take videos; may be given several times.",
+)
+@click.option("--frames", default=8, show_default=True, help="Frames that are taken of each video, at equal distances.")
 @click.option("--prompt", help="The question; - reads it from standard input.")
 @click.option("--chat", is_flag=True, help="Go on asking: one line of standard input a turn, an empty one ends.")
 @click.option("--max-new-tokens", default=256, show_default=True, help="Most tokens of an answer.")
@@ -45,6 +57,8 @@ __all__ = ["run"]
 def run(
     folder: Path,
     images: tuple[Path, ...],
+    videos: tuple[Path, ...],
+    frames: int,
     prompt: str | None,
     chat: bool,
     max_new_tokens: int,
@@ -54,10 +68,12 @@ def run(
 ) -> None:
     """See the help."""
     from calibration.sources import open_image
+    from calibration.video import read_frames
     from manifests.errors import BadInputError
     from vlmconvert.chat import Chat
 
     at_least("max_new_tokens", max_new_tokens, 1)
+    at_least("frames", frames, 1)
     if prompt == "-":
         if chat:
             raise BadInputError(
@@ -66,18 +82,18 @@ def run(
         prompt = sys.stdin.read().strip()
     if not prompt and not chat:
         raise BadInputError("there is no question: give --prompt TEXT, --prompt - or --chat")
-    pictures = [open_image(path) for path in images]
+    shown: Shown = ([open_image(path) for path in images], [read_frames(path, frames) for path in videos])
     conversation = Chat(folder, device, parse_ov_config(ov_config), cache_dir, max_new_tokens)
     if prompt:
-        _answer(conversation, prompt, pictures)
-        pictures = []
+        _answer(conversation, prompt, shown)
+        shown = ([], [])
     while chat and (line := _next_line()):
-        _answer(conversation, line, pictures)
-        pictures = []
+        _answer(conversation, line, shown)
+        shown = ([], [])
 
 
-def _answer(conversation: Chat, prompt: str, images: Sequence[Image]) -> None:
-    for piece in conversation.ask(prompt, images):
+def _answer(conversation: Chat, prompt: str, shown: Shown) -> None:
+    for piece in conversation.ask(prompt, *shown):
         click.echo(piece, nl=False)
     click.echo()
     click.echo(conversation.timings, err=True)

@@ -2,24 +2,15 @@
 
     python -m vlmconvert.demo.train_mllama --work build/demo-mllama
 
-The run is seeded, saves its state every few hundred steps and goes on from there when started again. It uses a GPU if
-torch sees one. At the end it writes the Hugging Face folder and prints the accuracy on unseen scenes, with the image
-and with the image blanked.
+See `vlmconvert.demo.training`.
 """
 
 from __future__ import annotations
 
-import math
-import os
-import random
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
-from PIL import Image
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GenerationConfig,
     MllamaConfig,
@@ -30,10 +21,8 @@ from transformers import (
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
-from calibration.scenes import CAPTION_QUESTION, COLOURS, COUNTS, SHAPES, Scene, Split, draw_scene
-from vlmconvert.demo.outliers import add_outlier_channels
+from vlmconvert.demo.training import Phase, Recipe, build_bpe, train
 
-IGNORE_INDEX = -100
 VOCAB_SIZE = 512
 IMAGE_TOKEN = "<|image|>"
 SPECIAL_TOKENS = (
@@ -45,8 +34,6 @@ SPECIAL_TOKENS = (
     "<|eot_id|>",
     "<|python_tag|>",
 )
-# How much more often a kind of question is kept, where not all are.
-_WEIGHTS = {"shape": 3, "exists": 2}
 CHAT_TEMPLATE = """{{- bos_token }}
 {%- for message in messages %}
 {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
@@ -66,30 +53,7 @@ CHAT_TEMPLATE = """{{- bos_token }}
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of `VOCAB_SIZE` tokens; as in Llama 3.2, the image token lies one past the vocabulary."""
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    # The splitting rule of Llama 3: contractions, words, up to three digits, punctuation, white space.
-    pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    corpus = [" ".join([*COLOURS, *SHAPES, *COUNTS, "yes no user assistant system the image shows"])]
-    for index in range(2000):
-        scene = draw_scene(Split.TRAIN, index)
-        corpus += [scene.caption, CAPTION_QUESTION]
-        corpus += [text for question in scene.questions for text in (question.text, question.answer)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
-    for spare in range(VOCAB_SIZE - tokenizer.get_vocab_size()):
-        tokenizer.add_special_tokens([f"<|reserved_special_token_{spare}|>"])
+    tokenizer = build_bpe(VOCAB_SIZE, SPECIAL_TOKENS, "yes no user assistant system the image shows")
     tokenizer.add_special_tokens([IMAGE_TOKEN])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -169,139 +133,12 @@ def build_model(processor: MllamaProcessor) -> MllamaForConditionalGeneration:
     return model
 
 
-def training_batch(
-    processor: MllamaProcessor, scenes: list[Scene], most_turns: int, rng: random.Random
-) -> dict[str, torch.Tensor]:
-    """One conversation a scene, its questions as turns in random order; labels on the answers only.
-
-    Of more questions than `most_turns`, those that take longest to learn are kept more often.
-    """
-    conversations = []
-    for scene in scenes:
-        turns = [(rng.random() ** (1 / _WEIGHTS.get(question.kind, 1)), question) for question in scene.questions]
-        kept = [question for _, question in sorted(turns, key=lambda turn: -turn[0])[:most_turns]]
-        pairs = [(question.text, question.answer) for question in kept]
-        if rng.random() < 0.3 and most_turns > len(pairs):
-            pairs.append((CAPTION_QUESTION, scene.caption))
-        elif rng.random() < 0.1:
-            pairs[-1] = (CAPTION_QUESTION, scene.caption)
-        rng.shuffle(pairs)
-        conversations.append(pairs)
-    return conversation_batch(processor, [scene.image for scene in scenes], conversations)
-
-
-def conversation_batch(
-    processor: MllamaProcessor, images: list[Image.Image], conversations: list[list[tuple[str, str]]]
-) -> dict[str, torch.Tensor]:
-    """Model inputs with `labels` for conversations about one image each."""
-    texts = []
-    for turns in conversations:
-        messages: list[dict[str, Any]] = []
-        for number, (question, answer) in enumerate(turns):
-            image = [{"type": "image"}] if number == 0 else []
-            messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
-            messages.append({"role": "assistant", "content": answer})
-        texts.append(processor.apply_chat_template(messages))
-    batch = dict(
-        processor(
-            images=[[image] for image in images],
-            text=texts,
-            return_tensors="pt",
-            padding=True,
-            padding_side="right",
-            add_special_tokens=False,
-        )
-    )
-    batch["labels"] = _answer_labels(processor, batch["input_ids"])
-    return batch
-
-
-def _answer_labels(processor: MllamaProcessor, input_ids: torch.Tensor) -> torch.Tensor:
-    tokenizer = processor.tokenizer
-    opening = tokenizer.encode("<|start_header_id|>assistant<|end_header_id|>\n\n", add_special_tokens=False)
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    for row, ids in enumerate(input_ids.tolist()):
-        position = 0
-        while position <= len(ids) - len(opening):
-            if ids[position : position + len(opening)] != opening:
-                position += 1
-                continue
-            start = position + len(opening)
-            end = ids.index(tokenizer.eos_token_id, start) + 1
-            labels[row, start:end] = input_ids[row, start:end]
-            position = end
-    return labels
-
-
-@torch.no_grad()
-def exact_match(
-    model: MllamaForConditionalGeneration, processor: MllamaProcessor, count: int, blank: bool = False
-) -> float:
-    """Share of `count` unseen questions, one a test scene, answered exactly by greedy decoding.
-
-    Teacher forcing decides it: an answer is greedy's answer if each of its tokens is the most likely one.
-    """
-    model.eval()
-    correct = 0
-    for start in range(0, count, 50):
-        scenes = [draw_scene(Split.TEST, index) for index in range(start, min(start + 50, count))]
-        images = [Image.new("RGB", scene.image.size, (230, 230, 230)) if blank else scene.image for scene in scenes]
-        turns = [[(scene.questions[0].text, scene.questions[0].answer)] for scene in scenes]
-        batch = conversation_batch(processor, images, turns)
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**{key: value.to(model.device) for key, value in batch.items()}).logits[:, :-1].cpu()
-        correct += int(((logits.argmax(-1) == labels) | (labels == IGNORE_INDEX)).all(-1).sum())
-    model.train()
-    return correct / count
-
-
-def add_outliers(model: MllamaForConditionalGeneration, processor: MllamaProcessor) -> None:
-    """Give the trained language model outlier channels, chosen on scenes of the training split."""
-    scenes = [draw_scene(Split.TRAIN, index) for index in range(64)]
-    batch = training_batch(processor, scenes, 1, random.Random(0))
-    inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
-    add_outlier_channels([layer.mlp for layer in model.model.language_model.layers], lambda: model(**inputs))
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of the training.
-
-    Attributes:
-        until: the step after its last one.
-        batch_size, most_turns: scenes a step, and questions a scene.
-        learning_rate, horizon: a cosine that would end `horizon` steps after the phase's start.
-    """
-
-    until: int
-    batch_size: int
-    most_turns: int
-    learning_rate: float
-    horizon: int
-
-
-# Long conversations teach the language first; then many images, on which the vision encoder depends.
-PHASES = (Phase(3750, 24, 9, 1e-3, 5000), Phase(6950, 48, 2, 8e-4, 3200))
-# Colours, shapes and places are learnt from single shapes first, then told apart among several.
-_ITEMS = ((800, 1), (1500, 2))
-_WARMUP = 200
-
-
-def phase_of(step: int) -> tuple[Phase, int]:
-    """The phase of a step, and the phase's first step."""
-    first = 0
-    for phase in PHASES:
-        if step < phase.until:
-            return phase, first
-        first = phase.until
-    raise ValueError(f"step {step} is beyond the last phase")
-
-
-def learning_rate(step: int) -> float:
-    """Cosine decay in each phase to 2 % of its start, after a warm-up at the very beginning."""
-    phase, first = phase_of(min(step, PHASES[-1].until - 1))
-    decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - first) / phase.horizon))
-    return phase.learning_rate * decay * min(1.0, (step + 1) / _WARMUP)
+RECIPE = Recipe(
+    build_processor,
+    build_model,
+    # Long conversations teach the language first; then many images, on which the vision encoder depends.
+    (Phase(3750, 24, 9, 1e-3, 5000), Phase(6950, 48, 2, 8e-4, 3200)),
+)
 
 
 @click.command()
@@ -310,61 +147,7 @@ def learning_rate(step: int) -> float:
 @click.option("--seed", default=0, show_default=True)
 def main(work: Path, output: Path, seed: int) -> None:
     """Train the embedded demo mllama and write its Hugging Face folder."""
-    work.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(seed)
-    torch.set_flush_denormal(True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    processor = build_processor()
-    model = build_model(processor).train()
-    torch.nn.Module.to(model, device)  # transformers narrows the signature of `to`
-    decay = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    no_decay = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.02}, {"params": no_decay, "weight_decay": 0.0}], betas=(0.9, 0.98)
-    )
-    steps = PHASES[-1].until
-    state_file = work / "state.pt"
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-        click.echo(f"going on from step {first}")
-    average = 0.0
-    for step in range(first, steps):
-        phase, _ = phase_of(step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        rng = random.Random((seed << 32) + step)
-        most_items = next((items for until, items in _ITEMS if step < until), 4)
-        scenes = [
-            draw_scene(Split.TRAIN, step * phase.batch_size + number, seed, most_items)
-            for number in range(phase.batch_size)
-        ]
-        batch = training_batch(processor, scenes, phase.most_turns, rng)
-        # Right padding and labels on answers make an attention mask superfluous.
-        batch.pop("attention_mask")
-        loss = model(**{key: value.to(device) for key, value in batch.items()}, use_cache=False).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average = loss.item() if step == first else 0.98 * average + 0.02 * loss.item()
-        if (step + 1) % 50 == 0:
-            click.echo(f"step {step + 1}/{steps}  loss {average:.4f}")
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, work / "state.tmp")
-            os.replace(work / "state.tmp", state_file)
-            click.echo(f"step {step + 1}/{steps}  exact match {exact_match(model, processor, 200):.3f}")
-    torch.nn.Module.to(model, torch.bfloat16)
-    add_outliers(model, processor)
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
-    model = MllamaForConditionalGeneration.from_pretrained(output, dtype=torch.float32)
-    click.echo(f"exact match on 500 unseen questions: {exact_match(model, processor, 500):.3f}")
-    click.echo(f"the same with the image blanked: {exact_match(model, processor, 500, blank=True):.3f}")
+    train(RECIPE, work, output, seed)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 from manifests.errors import BadInputError
 
-__all__ = ["FAMILIES", "check_family", "family_module"]
+__all__ = ["FAMILIES", "check_family", "demo_checkpoint", "family_module"]
 
-# Name of the family, which is the checkpoint's model_type -> module that describes it.
+# Name of the family, which is the checkpoint's model_type with hyphens -> module that describes it.
 FAMILIES = {
     "mllama": "vlmconvert.families.mllama",
+    "llava": "vlmconvert.families.llava",
+    "llava-next": "vlmconvert.families.llava_next",
+    "llava-next-video": "vlmconvert.families.llava_next_video",
 }
 
 
 def family_module(name: str) -> ModuleType:
-    """The module of a family, with `ARCHITECTURE`, `PROCESSOR_FILES`, `PROCESSOR_OUTPUTS` and `components(config)`."""
+    """The module of a family; `vlmconvert.families.llava` shows what one holds."""
     return importlib.import_module(FAMILIES[name])
+
+
+def demo_checkpoint(family: str) -> Path | None:
+    """The folder of the embedded checkpoint of a family, small and trained, if it has one."""
+    folder = Path(__file__).parents[1] / "demo" / family
+    return folder if folder.is_dir() else None
 
 
 def check_family(name: str, config: dict[str, object], where: str) -> None:

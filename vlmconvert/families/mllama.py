@@ -13,6 +13,7 @@ import numpy as np
 
 from manifests.model import Port
 from passes.split import Block, Component, Kind
+from vlmconvert.families.ports import float_port, int_port, kinds_by_name, renamed
 
 if TYPE_CHECKING:
     from passes.validate.protocol import Model
@@ -34,6 +35,10 @@ PROCESSOR_OUTPUTS = (
     "aspect_ratio_ids",
     "aspect_ratio_mask",
 )
+# Entries of the config -> the tensors that runtimes expect there.
+CONFIG_TENSORS: dict[str, str] = {}
+# Whether OpenVINO's runtimes expect the tokenizer as graphs.
+TOKENIZER_GRAPHS = False
 _MODULES = "vlmconvert.families.mllama_modules"
 # The lowest float16, so that the mask stays finite where a device computes in half precision.
 _MASKED = -65504.0
@@ -49,13 +54,13 @@ def _vision_encoder(config: dict[str, Any]) -> Component:
     tiles, size, channels = vision["max_num_tiles"], vision["image_size"], vision["num_channels"]
     intermediate: list[int] = vision["intermediate_layers_indices"]
     width = vision["hidden_size"]
-    hidden_states = _float("hidden_states", "images", "positions", width)
-    mask = _float("attention_mask", "images", 1, "positions", "positions")
-    states = _float("cross_attention_states", "tiles", "patches", text["hidden_size"])
-    pixel_values = _float("pixel_values", "batch", "num_images", tiles, channels, size, size)
-    aspect_ratio_ids = _int("aspect_ratio_ids", "batch", "num_images")
-    aspect_ratio_mask = _int("aspect_ratio_mask", "batch", "num_images", tiles)
-    kinds = _kinds(
+    hidden_states = float_port("hidden_states", "images", "positions", width)
+    mask = float_port("attention_mask", "images", 1, "positions", "positions")
+    states = float_port("cross_attention_states", "tiles", "patches", text["hidden_size"])
+    pixel_values = float_port("pixel_values", "batch", "num_images", tiles, channels, size, size)
+    aspect_ratio_ids = int_port("aspect_ratio_ids", "batch", "num_images")
+    aspect_ratio_mask = int_port("aspect_ratio_mask", "batch", "num_images", tiles)
+    kinds = kinds_by_name(
         Kind(
             "vision_embeddings",
             f"{_MODULES}:vision_embeddings",
@@ -80,7 +85,7 @@ def _vision_encoder(config: dict[str, Any]) -> Component:
         Kind(
             "multi_modal_projector",
             f"{_MODULES}:multi_modal_projector",
-            (hidden_states, *(_renamed(hidden_states, f"intermediate.{index}") for index in intermediate)),
+            (hidden_states, *(renamed(hidden_states, f"intermediate.{index}") for index in intermediate)),
             (states,),
             {"images": 6, "positions": tiles * _padded_patches(vision)},
         ),
@@ -192,8 +197,9 @@ def _vision_encoder(config: dict[str, Any]) -> Component:
         )
     return Component(
         name="vision_encoder",
+        side="vision",
         role="vision encoder with the cross-attention keys and values",
-        file_stem="openvino_vision_encoder",
+        stems={"openvino": "openvino_vision_encoder", "onnx": "vision_encoder"},
         kinds=kinds,
         blocks=tuple(blocks),
         inputs=(pixel_values, aspect_ratio_ids, aspect_ratio_mask),
@@ -205,19 +211,21 @@ def _language_model(config: dict[str, Any]) -> Component:
     text = config["text_config"]
     heads, width = text["num_key_value_heads"], text["hidden_size"]
     head_dim = width // text["num_attention_heads"]
-    input_ids = _int("input_ids", "batch", "sequence")
-    attention_mask = _int("attention_mask", "batch", "total_sequence")
-    position_ids = _int("position_ids", "batch", "sequence")
-    hidden_states = _float("hidden_states", "batch", "sequence", width)
-    causal_mask = _float("causal_mask", "batch", 1, "sequence", "total_sequence")
-    cos, sin = (_float(name, "batch", "sequence", head_dim) for name in ("cos", "sin"))
-    cross_attention_mask = _float("cross_attention_mask", "batch", 1, "sequence", "vision_sequence")
-    row_mask = _float("full_text_row_masked_out_mask", "batch", 1, "sequence", 1)
-    past = tuple(_float(f"past_{part}", "batch", heads, "past_sequence", head_dim) for part in ("key", "value"))
-    present = tuple(_float(f"present_{part}", "batch", heads, "total_sequence", head_dim) for part in ("key", "value"))
-    logits = _float("logits", "batch", "sequence", text["vocab_size"])
+    input_ids = int_port("input_ids", "batch", "sequence")
+    attention_mask = int_port("attention_mask", "batch", "total_sequence")
+    position_ids = int_port("position_ids", "batch", "sequence")
+    hidden_states = float_port("hidden_states", "batch", "sequence", width)
+    causal_mask = float_port("causal_mask", "batch", 1, "sequence", "total_sequence")
+    cos, sin = (float_port(name, "batch", "sequence", head_dim) for name in ("cos", "sin"))
+    cross_attention_mask = float_port("cross_attention_mask", "batch", 1, "sequence", "vision_sequence")
+    row_mask = float_port("full_text_row_masked_out_mask", "batch", 1, "sequence", 1)
+    past = tuple(float_port(f"past_{part}", "batch", heads, "past_sequence", head_dim) for part in ("key", "value"))
+    present = tuple(
+        float_port(f"present_{part}", "batch", heads, "total_sequence", head_dim) for part in ("key", "value")
+    )
+    logits = float_port("logits", "batch", "sequence", text["vocab_size"])
     dims = {"batch": 2, "sequence": 3, "past_sequence": 4, "total_sequence": 7, "vision_sequence": 5}
-    kinds = _kinds(
+    kinds = kinds_by_name(
         Kind("text_embeddings", f"{_MODULES}:text_embeddings", (input_ids,), (hidden_states,), dims),
         Kind("positions", f"{_MODULES}:positions", (attention_mask, position_ids), (causal_mask, cos, sin), dims),
         Kind(
@@ -307,8 +315,9 @@ def _language_model(config: dict[str, Any]) -> Component:
     )
     return Component(
         name="language_model",
+        side="language",
         role="language model",
-        file_stem="openvino_language_model",
+        stems={"openvino": "openvino_language_model", "onnx": "language_model"},
         kinds=kinds,
         blocks=tuple(blocks),
         inputs=(
@@ -317,7 +326,7 @@ def _language_model(config: dict[str, Any]) -> Component:
             position_ids,
             cross_attention_mask,
             row_mask,
-            _int("beam_idx", "batch", dtype="i32"),
+            int_port("beam_idx", "batch", dtype="i32"),
             *_cross_key_values(text),
         ),
         outputs=(logits,),
@@ -326,30 +335,14 @@ def _language_model(config: dict[str, Any]) -> Component:
     )
 
 
-def _kinds(*kinds: Kind) -> dict[str, Kind]:
-    return {kind.name: kind for kind in kinds}
-
-
-def _float(name: str, *shape: int | str) -> Port:
-    return Port(name=name, dtype="f32", shape=list(shape))
-
-
-def _int(name: str, *shape: int | str, dtype: str = "i64") -> Port:
-    return Port(name=name, dtype=dtype, shape=list(shape))
-
-
-def _renamed(port: Port, name: str) -> Port:
-    return port.model_copy(update={"name": name})
-
-
 def _cross_key_value(name: str, text: dict[str, Any]) -> Port:
     head_dim = text["hidden_size"] // text["num_attention_heads"]
-    return _float(name, "batch", text["num_key_value_heads"], "vision_sequence", head_dim)
+    return float_port(name, "batch", text["num_key_value_heads"], "vision_sequence", head_dim)
 
 
 def _cross_key_values(text: dict[str, Any]) -> list[Port]:
     return [
-        _renamed(_cross_key_value(part, text), f"cross_attn_key_values.{index}.{part}")
+        renamed(_cross_key_value(part, text), f"cross_attn_key_values.{index}.{part}")
         for index in text["cross_attention_layers"]
         for part in ("key", "value")
     ]

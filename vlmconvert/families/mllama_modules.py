@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers.models.mllama import modeling_mllama
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-# The lowest float16, not float32: the mask stays finite on devices that compute in half precision.
-_MASKED = -65504.0
+from vlmconvert.families.decoder_modules import MASKED, LayerCache, LmHead, Positions
 
 
 def _text_config(config: dict[str, Any]) -> MllamaTextConfig:
@@ -63,7 +62,7 @@ class VisionEmbeddings(nn.Module):
         patch_mask = (torch.arange(self.num_patches + self.padding) < self.num_patches).to(hidden_states.dtype)
         hidden = 1 - (tile_mask * patch_mask).reshape(-1, tiles * (self.num_patches + self.padding), 1)
         # As in transformers: what is masked is padding looking at padding.
-        attention_mask = (hidden @ hidden.transpose(1, 2) * _MASKED).unsqueeze(1)
+        attention_mask = (hidden @ hidden.transpose(1, 2) * MASKED).unsqueeze(1)
         return hidden_states.reshape(-1, tiles * (self.num_patches + self.padding), width), attention_mask
 
 
@@ -133,46 +132,13 @@ class TextEmbeddings(nn.Module):
         return self.embed_tokens(input_ids)
 
 
-class Positions(nn.Module):
-    """The causal mask and the rotary position embedding, computed once for all layers."""
-
-    def __init__(self, config: MllamaTextConfig) -> None:
-        super().__init__()
-        self.rotary_emb = modeling_mllama.MllamaRotaryEmbedding(config)
-
-    def forward(self, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        total, sequence = attention_mask.shape[1], position_ids.shape[1]
-        columns = torch.arange(total)
-        rows = torch.arange(sequence) + (total - sequence)
-        visible = (columns[None, :] <= rows[:, None])[None, None] & attention_mask[:, None, None, :].to(torch.bool)
-        mask = (~visible).to(torch.float32) * _MASKED
-        cos, sin = self.rotary_emb(mask, position_ids)
-        return mask, cos, sin
-
-
-class _LayerCache:
-    """Cache of one layer with the interface that transformers' attention uses."""
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys, self.values = keys, values
-
-    def update(self, keys: Tensor, values: Tensor, _layer_idx: int) -> tuple[Tensor, Tensor]:
-        self.keys = torch.cat((self.keys, keys), dim=2)
-        self.values = torch.cat((self.values, values), dim=2)
-        return self.keys, self.values
-
-    @property
-    def layers(self) -> list[_LayerCache]:
-        return [self]
-
-
 class SelfAttentionLayer(modeling_mllama.MllamaSelfAttentionDecoderLayer):
     """transformers' decoder layer with the cache as plain tensors."""
 
     def forward(
         self, hidden_states: Tensor, causal_mask: Tensor, cos: Tensor, sin: Tensor, past_key: Tensor, past_value: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        cache = _LayerCache(past_key, past_value)
+        cache = LayerCache(past_key, past_value)
         hidden_states = super().forward(
             hidden_states, attention_mask=causal_mask, position_embeddings=(cos, sin), past_key_values=cache
         )
@@ -200,20 +166,8 @@ class CrossAttentionLayer(modeling_mllama.MllamaCrossAttentionDecoderLayer):
             cross_attention_mask=cross_attention_mask,
             attention_mask=None,
             full_text_row_masked_out_mask=full_text_row_masked_out_mask,
-            past_key_values=_LayerCache(key, value),
+            past_key_values=LayerCache(key, value),
         )
-
-
-class LmHead(nn.Module):
-    """Final norm and LM head."""
-
-    def __init__(self, config: MllamaTextConfig) -> None:
-        super().__init__()
-        self.norm = modeling_mllama.MllamaTextRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.lm_head(self.norm(hidden_states))
 
 
 def vision_embeddings(config: dict[str, Any]) -> nn.Module:
@@ -247,7 +201,9 @@ def text_embeddings(config: dict[str, Any]) -> nn.Module:
 
 
 def positions(config: dict[str, Any]) -> nn.Module:
-    return Positions(_text_config(config))  # no parameters, but frequencies that must be real
+    return Positions(
+        modeling_mllama.MllamaRotaryEmbedding(_text_config(config))
+    )  # no parameters, but frequencies that must be real
 
 
 def self_attention_layer(config: dict[str, Any]) -> nn.Module:
@@ -262,4 +218,7 @@ def cross_attention_layer(config: dict[str, Any]) -> nn.Module:
 
 def lm_head(config: dict[str, Any]) -> nn.Module:
     with torch.device("meta"):
-        return LmHead(_text_config(config))
+        text = _text_config(config)
+        return LmHead(
+            modeling_mllama.MllamaTextRMSNorm(text.hidden_size, text.rms_norm_eps), text.hidden_size, text.vocab_size
+        )

@@ -23,7 +23,7 @@ class Reference:
         self._state: dict[str, Any] = {}
 
     @property
-    def key_values(self) -> dict[str, np.ndarray]:
+    def handed(self) -> dict[str, np.ndarray]:
         """Cross-attention keys and values of the last prefill."""
         layers = self._state["past_key_values"].layers
         return {
@@ -33,16 +33,16 @@ class Reference:
         }
 
     @torch.no_grad()
-    def prefill(self, processed: dict[str, np.ndarray], key_values: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    def prefill(self, processed: dict[str, np.ndarray], handed: dict[str, np.ndarray] | None = None) -> np.ndarray:
         """See `passes.validate.protocol.Model`."""
         inputs = {name: torch.from_numpy(np.asarray(value)) for name, value in processed.items()}
         cache = DynamicCache(config=self.model.config.get_text_config())
-        if key_values is not None:
+        if handed is not None:
             for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
                 inputs.pop(name, None)
             for index in self.layers:
                 key, value = (
-                    torch.from_numpy(key_values[f"cross_attn_key_values.{index}.{part}"]) for part in ("key", "value")
+                    torch.from_numpy(handed[f"cross_attn_key_values.{index}.{part}"]) for part in ("key", "value")
                 )
                 cache.update(key, value, index)
         mask = inputs["attention_mask"]

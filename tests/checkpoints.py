@@ -1,0 +1,150 @@
+"""Small random checkpoints of the LLaVA line, written as a user would find them."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import processors
+from transformers import AutoConfig, PreTrainedTokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+from vlmconvert.demo.training import build_bpe
+
+SIZE, PATCH, WIDTH = 28, 7, 64
+IMAGE, VIDEO = "<image>", "<video>"
+GRID = [[28, 56], [56, 28], [56, 56], [28, 84], [84, 28]]
+# As llava-hf's templates: no token that begins a text, which the tokenizer adds itself.
+TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n"
+    "{% elif part['type'] == 'video' %}<video>\n{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+CLASSES = {"llava": "Llava", "llava-next": "LlavaNext", "llava-next-video": "LlavaNextVideo"}
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Adds its first token to every text, as Llama's does."""
+    bpe = build_bpe(480, ("<s>", "</s>", "<unk>", "<pad>", IMAGE, VIDEO), "USER: ASSISTANT:")
+    start = ("<s>", bpe.token_to_id("<s>"))
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[start])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens={"image_token": IMAGE, "video_token": VIDEO},
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def write_processor(folder: Path, family: str, vision: str, strategy: str) -> None:
+    """Write the family's processor."""
+    options = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    extra = {
+        "patch_size": PATCH,
+        "vision_feature_select_strategy": strategy,
+        "num_additional_image_tokens": int(vision == "clip"),
+        "chat_template": TEMPLATE,
+    }
+    if family == "llava":
+        transformers.LlavaProcessor(CLIPImageProcessorPil(**options), tokenizer(), **extra).save_pretrained(folder)
+        return
+    images = LlavaNextImageProcessorPil(**options, image_grid_pinpoints=GRID)
+    transformers.LlavaNextProcessor(images, tokenizer(), **extra).save_pretrained(folder)
+    if family == "llava-next-video":
+        # transformers cannot make this processor without torchvision.
+        path = folder / "processor_config.json"
+        config = json.loads(path.read_text()) | {"processor_class": "LlavaNextVideoProcessor"}
+        path.write_text(json.dumps(config))
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(options))
+
+
+def write_checkpoint(
+    folder: Path,
+    family: str = "llava",
+    text: str = "llama",
+    vision: str = "clip",
+    *,
+    layer: int | list[int] = -2,
+    strategy: str = "default",
+    dtype: torch.dtype = torch.bfloat16,
+    text_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """Write a random checkpoint.
+
+    Args:
+        folder: to write to.
+        family: llava, llava-next or llava-next-video.
+        text, vision: model types of the two sides.
+        layer, strategy: vision_feature_layer and vision_feature_select_strategy.
+        dtype: of the weights.
+        text_options: further entries of the text config.
+        options: further entries of the config.
+    """
+    tokens = tokenizer()
+    text_config = AutoConfig.for_model(
+        text,
+        vocab_size=512,
+        hidden_size=WIDTH,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+        **(text_options or {}),
+    )
+    vision_config = AutoConfig.for_model(
+        f"{vision}_vision_model",
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=SIZE,
+        patch_size=PATCH,
+    )
+    if family != "llava":
+        options["image_grid_pinpoints"] = GRID
+    if family == "llava-next-video":
+        options["video_token_index"] = tokens.convert_tokens_to_ids(VIDEO)
+    config = getattr(transformers, f"{CLASSES[family]}Config")(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_index=tokens.convert_tokens_to_ids(IMAGE),
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy,
+        **options,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{CLASSES[family]}ForConditionalGeneration")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 and "language_model" not in name:
+                parameter.normal_(std=0.2)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    torch.nn.Module.to(model, dtype)
+    model.save_pretrained(folder)
+    write_processor(folder, family, vision, strategy)
+    return folder

@@ -1,0 +1,135 @@
+"""The float IR of the LLaVA line against the checkpoint in torch, over families, text models and vision towers."""
+
+import numpy as np
+import pytest
+import torch
+
+from calibration.inputs import chat_text, load_processor, process
+from calibration.scenes import Split, draw_scene
+from tests.checkpoints import write_checkpoint
+from tests.conftest import vlmconvert
+from vlmconvert.families import FAMILIES, family_module
+from vlmconvert.runtime import Runner
+
+# Share of the logits' range by which any logit may differ.
+TOLERANCE = 1e-3
+STEPS = 6
+
+CHECKPOINTS = {
+    "llava, llama, clip": {},
+    "llava, mistral with a window, siglip, full": {
+        "text": "mistral",
+        "vision": "siglip",
+        "strategy": "full",
+        "layer": -1,
+        "dtype": torch.float16,
+        "text_options": {"sliding_window": 12},
+    },
+    "llava, qwen2 tied, siglip, two layers, no bias": {
+        "text": "qwen2",
+        "vision": "siglip",
+        "layer": [0, -2],
+        "multimodal_projector_bias": False,
+        "text_options": {"tie_word_embeddings": True},
+    },
+    "llava, qwen3, clip, two layers": {"text": "qwen3", "layer": [1, -1], "dtype": torch.float32},
+    "llava, llama with biases and scaled positions, full": {
+        "strategy": "full",
+        "text_options": {
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+        },
+    },
+    "llava-next, mistral, clip": {"family": "llava-next", "text": "mistral"},
+    "llava-next, llama, siglip, full": {"family": "llava-next", "vision": "siglip", "strategy": "full"},
+    "llava-next-video, llama, clip": {"family": "llava-next-video"},
+    "llava-next-video, qwen2, maximum": {"family": "llava-next-video", "text": "qwen2", "spatial_pool_mode": "max"},
+    "llava-next-video, llama, convolution": {"family": "llava-next-video", "spatial_pool_mode": "conv"},
+}
+
+
+class Built:
+    def __init__(self, folder, store):
+        options = CHECKPOINTS[folder.name]
+        self.family = options.get("family", "llava")
+        self.checkpoint = write_checkpoint(folder / "checkpoint", **options)
+        self.artifact = folder / "artifact"
+        result = vlmconvert(
+            self.family, self.checkpoint, "--llm", "fp32", "--vision", "fp32", "-o", self.artifact, "--store", store,
+            "--no-validate",
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        self.reference = family_module(self.family).reference(self.checkpoint)
+        self.runner = Runner(self.artifact)
+        self.processor = load_processor(self.artifact)
+
+
+@pytest.fixture(scope="module", params=CHECKPOINTS)
+def built(request, tmp_path_factory, store):
+    folder = tmp_path_factory.mktemp("llava") / request.param
+    folder.mkdir()
+    return Built(folder, store)
+
+
+def image(number, size=None):
+    scene = draw_scene(Split.TEST, number).image
+    return scene.resize(size) if size else scene
+
+
+# Texts and images of each prompt. The third image's size is one that no grid fits.
+CASES = {
+    "prefill and decode": [("What colour is the circle?", [image(0)])],
+    "batch with padding": [("How many shapes are there?", [image(1)]), ("Where is it?", [image(2)])],
+    "several images": [("Describe the image.", [image(3), image(4), image(5)])],
+    "one and two images in one batch": [("Describe it.", [image(6)]), ("Which?", [image(7), image(8)])],
+    "odd sizes": [("What is this?", [image(9, (131, 17))]), ("And this?", [image(9, (33, 90))])],
+    "text alone": [("How many shapes are there?", []), ("Why?", [])],
+}
+
+
+def assert_parity(built, processed):
+    reference, runner = built.reference, built.runner
+    expected = reference.prefill(processed)
+    for step in range(STEPS):
+        actual = runner.prefill(processed) if step == 0 else runner.step(tokens)  # noqa: F821
+        assert np.abs(actual[:, -1] - expected[:, -1]).max() <= TOLERANCE * np.ptp(expected[:, -1])
+        tokens = expected[:, -1].argmax(axis=-1)
+        expected = reference.step(tokens)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_the_checkpoints(built, case):
+    prompts = CASES[case]
+    texts = [chat_text(built.processor, ((text, None),), len(images)) for text, images in prompts]
+    assert_parity(built, process(built.processor, texts, [images for _, images in prompts]))
+
+
+@pytest.mark.parametrize("built", [name for name in CHECKPOINTS if "video" in name], indirect=True)
+def test_video_frames(built):
+    frames = [image(10, (60, 44))] * 3 + [image(11, (60, 44))]
+    text = chat_text(built.processor, (("What happens?", None),), 0, 1)
+    assert_parity(built, process(built.processor, [text], [], [[frames]]))
+    both = chat_text(built.processor, (("What happens?", None),), 2, 1)
+    assert_parity(built, process(built.processor, [both], [[image(12), image(13)]], [[frames]]))
+    batch = [text, chat_text(built.processor, (("And then, after it?", None),), 0, 1)]
+    assert_parity(built, process(built.processor, batch, [], [[frames], [frames[::-1]]]))
+
+
+def test_the_vision_side_is_the_checkpoints(built):
+    texts = [chat_text(built.processor, (("Describe it.", None),))]
+    processed = process(built.processor, texts, [[image(14)]])
+    expected = built.reference.prefill(processed)
+    handed = built.reference.handed
+    made = built.runner.encode_images(processed)
+    for name, value in handed.items():
+        assert np.abs(made[name] - value).max() <= TOLERANCE * np.ptp(value)
+    shuffled = {name: value[..., ::-1].copy() for name, value in handed.items()}
+    other = built.reference.prefill(processed, shuffled)
+    assert np.abs(other[:, -1] - expected[:, -1]).max() > 10 * TOLERANCE * np.ptp(expected)
+    actual = built.runner.prefill(processed, shuffled)
+    assert np.abs(actual[:, -1] - other[:, -1]).max() <= TOLERANCE * np.ptp(other)
+
+
+def test_every_family_has_a_checkpoint_here():
+    assert {options.get("family", "llava") for options in CHECKPOINTS.values()} == set(FAMILIES) - {"mllama"}
