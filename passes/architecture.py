@@ -29,6 +29,7 @@ _ON_HUB = {
     "model.vision_tower.": ("vision_tower.vision_model.", "vision_tower."),
     "model.vision_model.": ("vision_model.",),
     "model.multi_modal_projector.": ("multi_modal_projector.",),
+    "model.vision_resampler.": ("vision_resampler.",),
     "model.image_newline": ("image_newline",),
 }
 

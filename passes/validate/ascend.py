@@ -223,7 +223,7 @@ def _stray_files(folder: Folder) -> Iterator[Finding]:
 
 
 def _name_prefixes(folder: Folder) -> Iterator[Finding]:
-    prefixes = (*_PREFIXES[folder.family], "image_newline")
+    prefixes = (*_PREFIXES[folder.family], "image_newline", "vision_resampler.")
     for name in folder.tensors:
         if not name.startswith(prefixes):
             yield name, f"expected a name that begins with {', '.join(_PREFIXES[folder.family])}"

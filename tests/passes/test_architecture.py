@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from manifests.errors import BadInputError
 from passes.architecture import read_architecture
 from passes.checkpoint import open_checkpoint
-from tests.small_llava import CLASSES, small_llava
+from tests.checkpoints import CLASSES, write_checkpoint
 
 
 def architecture(folder):
@@ -37,7 +37,7 @@ def respell(name, spelling):
 @pytest.mark.parametrize("family", CLASSES)
 @pytest.mark.parametrize("spelling", ["saved", "hub", "memory"])
 def test_every_spelling_becomes_the_hubs(tmp_path, family, spelling):
-    small_llava(tmp_path, family)
+    write_checkpoint(tmp_path, family)
     if spelling != "saved":
         rewrite(tmp_path, lambda tensors: {respell(name, spelling): value for name, value in tensors.items()})
     checkpoint, found = architecture(tmp_path)
@@ -56,9 +56,18 @@ def test_every_spelling_becomes_the_hubs(tmp_path, family, spelling):
     assert set(found.names.values()) == checkpoint.tensors.keys()
 
 
+def test_another_vision_tower_and_text_model(tmp_path):
+    checkpoint, found = architecture(write_checkpoint(tmp_path, "llava", "qwen2", "siglip"))
+    found.check(checkpoint)
+    assert len(found.linears) == 3 * 7
+    names = set(found.on_hub.values())
+    assert "vision_tower.vision_model.encoder.layers.2.mlp.fc1.weight" in names
+    assert "language_model.model.layers.0.self_attn.q_proj.bias" in names
+
+
 def test_linears_are_those_of_the_language_model(tmp_path, demo):
-    _, found = architecture(small_llava(tmp_path))
-    assert len(found.linears) == 2 * 7
+    _, found = architecture(write_checkpoint(tmp_path))
+    assert len(found.linears) == 3 * 7
     assert all(name.startswith("model.language_model.layers.") for name in found.linears)
     _, found = architecture(demo)
     assert len(found.linears) == 8 * 7
@@ -67,7 +76,7 @@ def test_linears_are_those_of_the_language_model(tmp_path, demo):
 
 
 def test_a_tied_head_has_the_embeddings_values(tmp_path):
-    checkpoint, found = architecture(small_llava(tmp_path, tied=True))
+    checkpoint, found = architecture(write_checkpoint(tmp_path, tied=True))
     found.check(checkpoint)
     assert found.tied == {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     assert found.source("lm_head.weight") == "language_model.model.embed_tokens.weight"
@@ -84,23 +93,23 @@ LINEAR = "language_model.model.layers.1.mlp.up_proj.weight"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: without(tensors, LINEAR), rf"lacks tensor {LINEAR} \(shape \[96, 64\]\)"),
+        (lambda tensors: without(tensors, LINEAR), rf"lacks tensor {LINEAR} \(shape \[128, 64\]\)"),
         (
             lambda tensors: without(tensors, "language_model.lm_head.weight"),
             "lacks tensor language_model.lm_head.weight",
         ),
         (
             lambda tensors: {**tensors, LINEAR: tensors[LINEAR].T.contiguous()},
-            r"has shape \[64, 96\], expected \[96, 64\]",
+            r"has shape \[64, 128\], expected \[128, 64\]",
         ),
         (
-            lambda tensors: {**tensors, LINEAR.replace("1", "2"): tensors[LINEAR].clone()},
-            "config.json knows no layer for tensor language_model.model.layers.2.mlp.up_proj.weight",
+            lambda tensors: {**tensors, LINEAR.replace("1", "3"): tensors[LINEAR].clone()},
+            "config.json knows no layer for tensor language_model.model.layers.3.mlp.up_proj.weight",
         ),
     ],
 )
 def test_a_linear_layer_that_the_description_would_miss_is_refused(tmp_path, change, message):
-    small_llava(tmp_path)
+    write_checkpoint(tmp_path)
     rewrite(tmp_path, change)
     checkpoint, found = architecture(tmp_path)
     with pytest.raises(BadInputError, match=message):
@@ -108,8 +117,8 @@ def test_a_linear_layer_that_the_description_would_miss_is_refused(tmp_path, cha
 
 
 def test_two_names_for_one_weight_are_refused(tmp_path):
-    small_llava(tmp_path)
-    rewrite(tmp_path, lambda tensors: {**tensors, f"model.{LINEAR.replace('.model', '')}": torch.zeros(96, 64)})
+    write_checkpoint(tmp_path)
+    rewrite(tmp_path, lambda tensors: {**tensors, f"model.{LINEAR.replace('.model', '')}": torch.zeros(128, 64)})
     with pytest.raises(BadInputError, match="are one and the same weight"):
         architecture(tmp_path)
 
@@ -123,7 +132,7 @@ def test_two_names_for_one_weight_are_refused(tmp_path):
     ],
 )
 def test_what_is_quantized_already_is_refused(tmp_path, file, content, message):
-    small_llava(tmp_path)
+    write_checkpoint(tmp_path)
     path = tmp_path / file
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(known | content))

@@ -16,7 +16,9 @@ from passes.checkpoint import open_checkpoint
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import artifact_config, plan_weights, write_config
 from passes.quantized import open_w8a16
-from tests.small_llava import CLASSES, small_llava
+from tests.checkpoints import CLASSES, write_checkpoint
+
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
 
 
 def convert(source, folder, group_size=0):
@@ -34,7 +36,7 @@ def convert(source, folder, group_size=0):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", CLASSES)
 def test_reads_back_within_half_a_scale(tmp_path, family, tied, group_size):
-    source = small_llava(tmp_path / "in", family, tied=tied)
+    source = write_checkpoint(tmp_path / "in", family, tied=tied)
     checkpoint, architecture, weights, _ = convert(source, tmp_path / "out", group_size)
     assert len(weights.shards) > 1
     artifact = open_w8a16(tmp_path / "out")
@@ -58,7 +60,7 @@ def test_reads_back_within_half_a_scale(tmp_path, family, tied, group_size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", CLASSES)
 def test_config_has_mindies_keys_and_loses_none(tmp_path, family, dtype):
-    source = small_llava(tmp_path / "in", family, dtype)
+    source = write_checkpoint(tmp_path / "in", family, dtype=dtype, text_options=ROPE)
     original = json.loads((source / "config.json").read_text())
     original["text_config"]["_name_or_path"] = "lmsys/vicuna-7b-v1.5"
     (source / "config.json").write_text(json.dumps(original))
@@ -69,7 +71,7 @@ def test_config_has_mindies_keys_and_loses_none(tmp_path, family, dtype):
     assert text["rope_theta"] == 500000.0
     assert text["rope_scaling"] is None
     assert text["_name_or_path"] == "lmsys/vicuna-7b-v1.5"
-    assert text["vocab_size"] == 128
+    assert text["vocab_size"] == 512
     for key, value in original.items():
         if not isinstance(value, dict):
             assert config[key] == value
@@ -99,7 +101,7 @@ def test_config_of_mllama(demo, tmp_path):
 
 
 def test_a_tied_head_is_written_out(tmp_path):
-    source = small_llava(tmp_path / "in", tied=True)
+    source = write_checkpoint(tmp_path / "in", tied=True)
     *_, weights, config = convert(source, tmp_path / "out")
     tensors = {}
     for file in weights.files:
@@ -114,7 +116,7 @@ def test_a_tied_head_is_written_out(tmp_path):
 
 def test_dequantized_weights_make_the_model_that_the_artifact_is(tmp_path):
     """What is read back goes into transformers' class, and its logits are close to the float model's."""
-    source = small_llava(tmp_path / "in", dtype=torch.float32)
+    source = write_checkpoint(tmp_path / "in", dtype=torch.float32)
     _, architecture, *_ = convert(source, tmp_path / "out")
     artifact = open_w8a16(tmp_path / "out")
     model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
@@ -126,7 +128,7 @@ def test_dequantized_weights_make_the_model_that_the_artifact_is(tmp_path):
         )
         after = model(input_ids=tokens).logits
     error = (before - after).norm() / before.norm()
-    assert 1e-4 < error < 0.03
+    assert 1e-4 < error < 0.05
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_dequantized_weights_make_the_model_that_the_artifact_is(tmp_path):
     ],
 )
 def test_what_is_no_artifact_is_refused(tmp_path, break_it, message):
-    convert(small_llava(tmp_path / "in"), tmp_path / "out")
+    convert(write_checkpoint(tmp_path / "in"), tmp_path / "out")
     break_it(tmp_path / "out")
     with pytest.raises(BadInputError, match=message):
         open_w8a16(tmp_path / "out")

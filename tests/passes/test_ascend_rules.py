@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from passes.checkpoint import open_checkpoint
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.validate.ascend import RULES, check_folder
-from tests.small_llava import CLASSES, small_llava
+from tests.checkpoints import CLASSES, write_checkpoint
 from vlmconvert.ascend import AscendOptions, inspect, write_ascend
 
 LAYER = "language_model.model.layers.0.mlp.up_proj"
@@ -29,19 +29,13 @@ def convert(source, folder, **options):
     return folder
 
 
-def add_processor(folder, demo):
-    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
-        shutil.copyfile(demo / name, folder / name)
-
-
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory, demo):
     """One artifact of each family."""
     root = tmp_path_factory.mktemp("artifacts")
     folders = {"mllama": convert(demo, root / "mllama")}
     for family in CLASSES:
-        source = small_llava(root / f"{family}-in", family)
-        add_processor(source, demo)
+        source = write_checkpoint(root / f"{family}-in", family)
         folders[family] = convert(source, root / family)
     return folders
 
@@ -55,16 +49,19 @@ def test_an_artifact_keeps_every_rule(artifacts, family):
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_so_does_every_kind_of_checkpoint(tmp_path, demo, dtype, tied):
-    source = small_llava(tmp_path / "in", dtype=dtype, tied=tied)
-    add_processor(source, demo)
+def test_so_does_every_kind_of_checkpoint(tmp_path, dtype, tied):
+    source = write_checkpoint(tmp_path / "in", dtype=dtype, tied=tied)
     folder = convert(source, tmp_path / "out", shard_size=50_000)
     assert [check for check in check_folder(folder) if check.outcome != "passed"] == []
 
 
-def test_groups_are_said_to_be_for_no_runtime(tmp_path, demo):
-    source = small_llava(tmp_path / "in")
-    add_processor(source, demo)
+def test_so_do_other_vision_towers_and_text_models(tmp_path):
+    folder = convert(write_checkpoint(tmp_path / "in", "llava-next", "mistral", "siglip"), tmp_path / "out")
+    assert [check for check in check_folder(folder) if check.outcome != "passed"] == []
+
+
+def test_groups_are_said_to_be_for_no_runtime(tmp_path):
+    source = write_checkpoint(tmp_path / "in")
     folder = convert(source, tmp_path / "out", quantize=CompressW8A16Pass(group_size=32))
     (check,) = (check for check in check_folder(folder) if check.outcome != "passed")
     assert (check.outcome, check.check) == ("skipped", "mindie and vllm-ascend: one scale a channel")
@@ -149,7 +146,7 @@ BROKEN = {
         )
     ),
     "vllm-ascend: every linear described": configure(
-        lambda content: content["text_config"].update({"num_hidden_layers": 3})
+        lambda content: content["text_config"].update({"num_hidden_layers": 4})
     ),
     "vllm-ascend: fused layers of one type": both(tensors(float_layer), describe(undescribe)),
     "vllm-ascend: no shadowed layer": both(
@@ -196,7 +193,7 @@ def test_a_missing_key_is_named(artifacts, tmp_path, change, place):
 
 def test_a_key_that_stands_in_two_files_is_named_with_both(artifacts, tmp_path):
     folder = shutil.copytree(artifacts["llava"], tmp_path / "broken")
-    save_file({f"{LAYER}.weight_scale": torch.ones(96, 1)}, folder / "quant_model_weight_extra.safetensors")
+    save_file({f"{LAYER}.weight_scale": torch.ones(128, 1)}, folder / "quant_model_weight_extra.safetensors")
     (finding,) = (check for check in check_folder(folder) if check.outcome == "failed")
     assert finding.place == f"{LAYER}.weight_scale"
     assert "quant_model_weight_extra.safetensors and quant_model_weight_w8a16.safetensors" in finding.detail

@@ -7,7 +7,7 @@ from passes.checkpoint import open_checkpoint
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import artifact_config, plan_weights
 from passes.export.run_plan import run_plan
-from tests.small_llava import small_llava
+from tests.checkpoints import write_checkpoint
 
 
 def planned(folder, group_size=0, **sizes):
@@ -24,7 +24,7 @@ def cards(plan):
 
 
 def test_world_sizes_divide_the_heads(tmp_path):
-    small_llava(tmp_path)
+    write_checkpoint(tmp_path)
     plan, _ = planned(tmp_path)
     assert cards(plan) == {"mindie": [1, 2, 4], "vllm-ascend": [1, 2, 4]}
     # 6 heads with 3 for keys and values: over 2 cards 3 are neither divided nor repeated.
@@ -36,23 +36,23 @@ def test_world_sizes_divide_the_heads(tmp_path):
 
 
 def test_memory_is_that_of_the_tensors(tmp_path):
-    small_llava(tmp_path)
+    write_checkpoint(tmp_path)
     plan, weights = planned(tmp_path)
     one, two, four = plan.runtimes[0].world_sizes
     # On one card all of it, in half precision where it is not int8: scales and offsets are float32 in the file.
     scales = sum(part.entry.size for part in weights.shards[0] if part.entry.dtype == "F32")
     tensors = sum(part.entry.size for part in weights.shards[0])
     assert one.weights == tensors - scales // 2
-    divided = 2 * 2 * 128 * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) + scales // 2
+    divided = 2 * 2 * 512 * 64 + 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64) + scales // 2
     assert one.weights - two.weights == divided // 2
-    # Keys and values of 2 layers, 2 heads of 16, in 2 bytes, for 2 prompts of 128 tokens.
-    assert one.cache == 2 * 2 * 2 * 16 * 2 * 2 * 128
+    # Keys and values of 3 layers, 2 heads of 16, in 2 bytes, for 2 prompts of 128 tokens.
+    assert one.cache == 2 * 3 * 2 * 16 * 2 * 2 * 128
     assert two.cache == one.cache // 2
     assert four.cache == two.cache  # a head that is on two cards is there twice
 
 
 def test_launch_lines(tmp_path, demo):
-    small_llava(tmp_path)
+    write_checkpoint(tmp_path)
     plan, _ = planned(tmp_path)
     mindie, vllm = plan.runtimes
     assert mindie.world_sizes[1].command == (
@@ -71,7 +71,7 @@ def test_launch_lines(tmp_path, demo):
 
 @pytest.mark.parametrize("family", ["llava", "llava-next"])
 def test_groups_have_no_runtime(tmp_path, family):
-    small_llava(tmp_path, family)
+    write_checkpoint(tmp_path, family)
     plan, _ = planned(tmp_path, group_size=32)
     assert plan.runtimes == []
     assert "groups of 32" in plan.notes[0]
