@@ -45,6 +45,8 @@ class Architecture:
         shapes: in-memory tensor name -> shape that the config implies.
         linears: in-memory names of the linear layers inside the language model, without its LM head.
         tied: in-memory tensor name -> in-memory name of the tensor whose values it shares.
+        gated: (up, down) in-memory names of linear layers with nothing between them but a product with a gate, so that a
+            factor may move from one's output to the other's input.
     """
 
     config: dict[str, Any]
@@ -53,6 +55,7 @@ class Architecture:
     shapes: dict[str, tuple[int, ...]]
     linears: tuple[str, ...]
     tied: dict[str, str]
+    gated: tuple[tuple[str, str], ...] = ()
 
     def source(self, name: str) -> str:
         """The name in the checkpoint's files of the values of an in-memory tensor."""
@@ -121,18 +124,31 @@ def read_architecture(folder: Path, tensor_names: list[str]) -> Architecture:
         shapes=shapes,
         linears=tuple(_linears(model)),
         tied=tied,
+        gated=tuple(_gated(model)),
     )
 
 
-def _linears(model: PreTrainedModel) -> Iterator[str]:
-    """Names of the linear layers inside the language model."""
-    from torch import nn
-
+def _language_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
+    """Every module of the language model with its in-memory name."""
     language_model: nn.Module = model.get_decoder()
     prefix = next(name for name, part in model.named_modules() if part is language_model)
     for name, part in language_model.named_modules():
-        if isinstance(part, nn.Linear):
-            yield f"{prefix}.{name}"
+        yield f"{prefix}.{name}", part
+
+
+def _linears(model: PreTrainedModel) -> Iterator[str]:
+    from torch import nn
+
+    return (name for name, part in _language_modules(model) if isinstance(part, nn.Linear))
+
+
+def _gated(model: PreTrainedModel) -> Iterator[tuple[str, str]]:
+    from torch import nn
+
+    for name, part in _language_modules(model):
+        projections = [getattr(part, f"{kind}_proj", None) for kind in ("gate", "up", "down")]
+        if all(isinstance(projection, nn.Linear) for projection in projections):
+            yield f"{name}.up_proj", f"{name}.down_proj"
 
 
 def _on_hub_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:

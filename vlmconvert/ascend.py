@@ -84,6 +84,8 @@ def plan_ascend(checkpoint: Checkpoint, architecture: Architecture, options: Asc
     """
     if options.shard_size < 1:
         raise BadInputError(f"--shard-size {options.shard_size} is too small: give the bytes of a file, such as 4GB")
+    if options.engine == "msmodelslim" and options.quantize.outlier_suppression != "none":
+        raise BadInputError("--outlier-suppression goes with our own engine: leave out --engine msmodelslim")
     return plan_weights(checkpoint, architecture, options.quantize, options.shard_size)
 
 

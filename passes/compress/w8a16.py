@@ -19,7 +19,7 @@ from passes.base import Pass
 from passes.checkpoint import Checkpoint, TensorInfo
 from passes.export.safetensors import CHUNK, raw_chunks, ring
 
-__all__ = ["CompressW8A16Pass", "QuantizedTensor", "check_finite"]
+__all__ = ["CompressW8A16Pass", "QuantizedTensor", "check_finite", "to_float32", "value_bits"]
 
 LEVELS = 127
 # The smallest scale, so that a row of zeros has one and nothing is divided by zero; float16 can hold it too.
@@ -38,12 +38,14 @@ class CompressW8A16Pass(Pass):
         group_size: input channels that share a scale; 0 for one scale a row.
         allow_nonfinite: take weights that are NaN as 0 and infinite ones as the largest finite weight of their group,
             instead of refusing the checkpoint.
+        outlier_suppression: `none`, or `equalize`, which see in `passes.compress.equalize`.
     """
 
     name = "compress-w8a16"
 
     group_size: int = 0
     allow_nonfinite: bool = False
+    outlier_suppression: str = "none"
 
     def groups(self, checkpoint: Checkpoint, name: str) -> int:
         """Scales that each row of a matrix gets.
@@ -65,30 +67,44 @@ class CompressW8A16Pass(Pass):
             )
         return shape[1] // self.group_size
 
-    def quantize(self, checkpoint: Checkpoint, name: str) -> QuantizedTensor:
+    def quantize(
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        inputs: np.ndarray | None = None,
+        outputs: np.ndarray | None = None,
+    ) -> QuantizedTensor:
         """Compute the scales of one matrix; its codes are computed while they are iterated over.
+
+        Args:
+            checkpoint: the float checkpoint.
+            name: the matrix, by its name in the files.
+            inputs: [columns], powers of two by which its columns are multiplied first.
+            outputs: [rows], powers of two by which its rows are divided; that changes the scales alone.
 
         Raises:
             BadInputError: if a weight is NaN or infinite and that is not allowed.
         """
         groups = self.groups(checkpoint, name)
         info = checkpoint.tensors[name]
-        rows, columns = info.shape
-        scales = np.empty((rows, groups), np.float32)
+        scales = np.empty((info.shape[0], groups), np.float32)
         row, finite = 0, True
-        for bits in _rows(checkpoint, info):
+        for bits in value_bits(checkpoint, info):
             magnitude = np.bitwise_and(bits, bits.dtype.type(_MAGNITUDE[info.dtype]))
-            magnitude = magnitude.reshape(len(bits), groups, columns // groups)
             if magnitude.max() >= _INFINITY[info.dtype]:
                 if not self.allow_nonfinite:
                     raise _nonfinite(checkpoint, name)
                 finite = False
                 magnitude[magnitude >= _INFINITY[info.dtype]] = 0
-            absmax = _to_float32(magnitude.max(axis=2), info.dtype)
+            if inputs is None:
+                # The largest bits are the largest value, and to compare them is faster than to convert them all.
+                absmax = to_float32(magnitude.reshape(len(bits), groups, -1).max(axis=2), info.dtype)
+            else:
+                absmax = (to_float32(magnitude, info.dtype) * inputs).reshape(len(bits), groups, -1).max(axis=2)
             np.divide(absmax, np.float32(LEVELS), out=scales[row : row + len(bits)])
             row += len(bits)
         np.maximum(scales, SMALLEST_SCALE, out=scales)
-        return QuantizedTensor(checkpoint, info, scales, finite)
+        return QuantizedTensor(checkpoint, info, scales, finite, inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -96,24 +112,36 @@ class QuantizedTensor:
     """One quantized matrix: its scales, and codes on demand.
 
     Attributes:
-        scales: [rows, groups], float32.
+        own_scales: [rows, groups], float32; what the weights are divided by.
         finite: whether no weight is NaN or infinite.
+        inputs: see `CompressW8A16Pass.quantize`.
+        outputs: see `CompressW8A16Pass.quantize`.
     """
 
     checkpoint: Checkpoint
     info: TensorInfo
-    scales: np.ndarray
+    own_scales: np.ndarray
     finite: bool
+    inputs: np.ndarray | None = None
+    outputs: np.ndarray | None = None
+
+    @property
+    def scales(self) -> np.ndarray:
+        """[rows, groups], float32; what the codes are multiplied by."""
+        return self.own_scales if self.outputs is None else self.own_scales / self.outputs[:, None]
 
     def codes(self) -> Iterator[memoryview]:
         """The codes row after row, as bytes of int8 in views that last as `manifests.files.write_hashed` asks."""
         columns = self.info.shape[1]
-        groups = self.scales.shape[1]
+        groups = self.own_scales.shape[1]
         buffers = ring(max(CHUNK, columns))
         row = 0
-        for bits in _rows(self.checkpoint, self.info):
-            scales = self.scales[row : row + len(bits), :, None]
-            weights = _to_float32(bits, self.info.dtype).reshape(len(bits), groups, columns // groups)
+        for bits in value_bits(self.checkpoint, self.info):
+            scales = self.own_scales[row : row + len(bits), :, None]
+            weights = to_float32(bits, self.info.dtype)
+            if self.inputs is not None:
+                weights *= self.inputs
+            weights = weights.reshape(len(bits), groups, columns // groups)
             np.divide(weights, scales, out=weights)
             np.rint(weights, out=weights)
             if not self.finite:
@@ -144,15 +172,15 @@ def _nonfinite(checkpoint: Checkpoint, name: str) -> BadInputError:
     )
 
 
-def _rows(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[np.ndarray]:
-    """Runs of rows of a matrix, as the bits of its values: [rows, columns], unsigned."""
+def value_bits(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[np.ndarray]:
+    """Runs of rows of a matrix, as the bits of its values: [rows, columns], unsigned, valid until the next run."""
     row_size = info.byte_size // info.shape[0]
     buffer = np.empty(max(CHUNK // row_size, 1) * row_size, np.uint8)
     for chunk in raw_chunks(checkpoint.folder, info, repeat(buffer)):
         yield chunk.view(_BITS[info.dtype]).reshape(-1, info.shape[1])
 
 
-def _to_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
+def to_float32(bits: np.ndarray, dtype: str) -> np.ndarray:
     """The values behind bits, as float32 in memory of their own."""
     if dtype == "BF16":
         # bfloat16 is the upper half of a float32.

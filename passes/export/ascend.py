@@ -19,6 +19,7 @@ from manifests.files import file_record, write_atomically
 from manifests.model import FileRecord
 from passes.architecture import Architecture
 from passes.checkpoint import Checkpoint
+from passes.compress.equalize import Equalizer, equalizers
 from passes.compress.w8a16 import CompressW8A16Pass, QuantizedTensor, check_finite
 from passes.export.safetensors import CHUNK, Entry, file_size, raw_chunks, ring, split_into_shards, write_safetensors
 
@@ -155,13 +156,15 @@ def plan_weights(
         BadInputError: if a linear layer's rows do not divide into groups.
     """
     weights = {f"{name}.weight" for name in architecture.linears}
+    equalized = equalizers(checkpoint, architecture) if options.outlier_suppression == "equalize" else {}
     items = []
     for name in architecture.in_file_order(checkpoint):
         source, on_hub = architecture.source(name), architecture.on_hub[name]
+        equalizer = equalized.get(name)
         if name in weights:
-            items.append(_quantized_parts(checkpoint, source, on_hub, options))
+            items.append(_quantized_parts(checkpoint, source, on_hub, options, equalizer))
         else:
-            items.append([_float_part(checkpoint, source, on_hub, options)])
+            items.append([_float_part(checkpoint, source, on_hub, options, equalizer)])
     return AscendWeights.packed(items, shard_size, options.group_size)
 
 
@@ -215,7 +218,9 @@ def _with_own_keys(completed: dict[str, Any], own: dict[str, Any]) -> dict[str, 
     return merged
 
 
-def _quantized_parts(checkpoint: Checkpoint, source: str, on_hub: str, options: CompressW8A16Pass) -> list[Part]:
+def _quantized_parts(
+    checkpoint: Checkpoint, source: str, on_hub: str, options: CompressW8A16Pass, equalizer: Equalizer | None
+) -> list[Part]:
     info = checkpoint.tensors[source]
     rows = info.shape[0]
     shape = (rows, options.groups(checkpoint, source))
@@ -223,7 +228,8 @@ def _quantized_parts(checkpoint: Checkpoint, source: str, on_hub: str, options: 
     made: list[QuantizedTensor] = []
 
     def scales() -> Chunks:
-        made.append(options.quantize(checkpoint, source))
+        factors = equalizer.of(source) if equalizer else {}
+        made.append(options.quantize(checkpoint, source, **factors))
         yield made[0].scales.reshape(-1).data.cast("B")
 
     def offsets() -> Chunks:
@@ -241,10 +247,15 @@ def _quantized_parts(checkpoint: Checkpoint, source: str, on_hub: str, options: 
     ]
 
 
-def _float_part(checkpoint: Checkpoint, source: str, on_hub: str, options: CompressW8A16Pass) -> Part:
+def _float_part(
+    checkpoint: Checkpoint, source: str, on_hub: str, options: CompressW8A16Pass, equalizer: Equalizer | None
+) -> Part:
     info = checkpoint.tensors[source]
 
     def chunks() -> Chunks:
+        if equalizer:
+            yield equalizer.bias(source)
+            return
         for chunk in raw_chunks(checkpoint.folder, info, ring(CHUNK)):
             if not options.allow_nonfinite:
                 check_finite(checkpoint, source, chunk)

@@ -21,11 +21,11 @@ from tests.checkpoints import CLASSES, write_checkpoint
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
 
 
-def convert(source, folder, group_size=0):
+def convert(source, folder, group_size=0, options=None):
     checkpoint = open_checkpoint(source)
     architecture = read_architecture(source, list(checkpoint.tensors))
     folder.mkdir()
-    weights = plan_weights(checkpoint, architecture, CompressW8A16Pass(group_size), 60_000)
+    weights = plan_weights(checkpoint, architecture, options or CompressW8A16Pass(group_size), 60_000)
     weights.write(folder)
     config = artifact_config(checkpoint, architecture)
     write_config(config, folder)

@@ -86,6 +86,10 @@ def test_a_processor_file_of_its_own_stays(tmp_path, run):
     ("options", "message"),
     [
         ({"shard_size": 0}, "--shard-size 0 is too small"),
+        (
+            {"quantize": CompressW8A16Pass(outlier_suppression="equalize"), "engine": "msmodelslim"},
+            "--outlier-suppression goes with our own engine",
+        ),
         ({"quantize": CompressW8A16Pass(48)}, "--group-size 48 does not divide the 128 input channels"),
     ],
 )
