@@ -9,18 +9,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from calibration.inputs import prompt_inputs
+from calibration.inputs import load_processor, prompt_inputs
 from calibration.sources.images import open_image
 from manifests.descriptions import Decoding, Description, Descriptions
 from manifests.errors import BadInputError
 from manifests.files import sha256_file
+from manifests.io import MANIFEST_NAME
+from passes.checkpoint import read_config
+from passes.export.ascend import DESCRIPTION_NAME
 from passes.validate.greedy import greedy
 from passes.validate.protocol import Model
 from vlmconvert.endpoint import Endpoint
 
 __all__ = [
-    "MAX_NEW_TOKENS",
-    "PROMPT",
     "Describer",
     "EndpointDescriber",
     "LocalDescriber",
@@ -29,9 +30,7 @@ __all__ = [
     "list_images",
 ]
 
-# What MindIE's example asks, for as many tokens as its script for the device gives by default.
-PROMPT = "Describe this image in detail."
-MAX_NEW_TOKENS = 256
+_KEPT_WEIGHTS = 4_000_000_000  # bytes
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -67,6 +66,29 @@ class LocalDescriber:
         tokens = np.where(said.valid, said.tokens, self._ends[0])
         texts: list[str] = self._processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+
+def open_describer(folder: Path) -> LocalDescriber:
+    """A checkpoint or an artifact in a folder; an Ascend artifact is computed in torch with dequantized weights.
+
+    Raises:
+        BadInputError: if it is neither.
+    """
+    from vlmconvert.dequantized import dequantized_model
+    from vlmconvert.families import FAMILIES, family_module
+    from vlmconvert.runtime import Runner, end_tokens
+
+    model: Model
+    family = str(read_config(folder)["model_type"]).replace("_", "-")
+    if (folder / DESCRIPTION_NAME).is_file():
+        model = dequantized_model(folder, _KEPT_WEIGHTS)
+    elif (folder / MANIFEST_NAME).is_file():
+        model = Runner(folder)
+    elif family in FAMILIES:
+        model = family_module(family).reference(folder)
+    else:
+        raise BadInputError(f"{folder} is a {family} checkpoint: give one of {', '.join(FAMILIES)}, or an artifact")
+    return LocalDescriber(folder.resolve().name, model, load_processor(folder), end_tokens(folder))
 
 
 class EndpointDescriber:

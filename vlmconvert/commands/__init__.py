@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "vlmconvert.commands.check:check",
     "bench": "vlmconvert.commands.bench:bench",
     "verify": "vlmconvert.commands.verify:verify",
+    "describe": "vlmconvert.commands.describe:describe",
     "referee": "vlmconvert.commands.referee:referee",
     "report": "vlmconvert.commands.report:report",
 }
