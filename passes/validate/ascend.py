@@ -8,6 +8,7 @@ is vllm-ascend (as of August 2026); the rules were read from their public source
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,6 +327,12 @@ def _processor_files(folder: Folder) -> Iterator[Finding]:
             yield " or ".join(alternatives), "missing"
 
 
+def _permissions(folder: Folder) -> Iterator[Finding]:
+    for path in sorted(folder.path.iterdir()):
+        if path.is_file() and path.stat().st_mode & stat.S_IWOTH:
+            yield path.name, "others than its owner and group may write it"
+
+
 RULES = (
     Rule("version", "format", _version),
     Rule("every tensor described", "format", _described),
@@ -339,6 +346,7 @@ RULES = (
     Rule("config keys", "mindie", _config_keys),
     Rule("rope keys", "mindie", _rope),
     Rule("processor files", "mindie", _processor_files),
+    Rule("not writable by others", "mindie", _permissions),
     Rule("one scale a channel", "mindie and vllm-ascend", _scale_per_channel),
     Rule("every linear described", "vllm-ascend", _every_linear),
     Rule("fused layers of one type", "vllm-ascend", _fused_layers),

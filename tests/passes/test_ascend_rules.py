@@ -140,6 +140,7 @@ BROKEN = {
     "mindie: config keys": configure(lambda content: content.pop("quantize")),
     "mindie: rope keys": configure(lambda content: content["text_config"].pop("rope_theta")),
     "mindie: processor files": lambda folder: (folder / "preprocessor_config.json").unlink(),
+    "mindie: not writable by others": lambda folder: (folder / "config.json").chmod(0o666),
     "mindie and vllm-ascend: one scale a channel": tensors(
         lambda content: content.update(
             {f"{LAYER}.weight_{part}": content[f"{LAYER}.weight_{part}"].repeat(1, 4) for part in ("scale", "offset")}

@@ -16,7 +16,8 @@ from manifests.descriptions import Decoding
 from manifests.errors import BadInputError, ConversionError
 from vlmconvert.describe import EndpointDescriber, described, import_answers, list_images
 from vlmconvert.endpoint import Endpoint
-from vlmconvert.protocol import BATCHES, endpoint_row, protocol_csv, run_protocol
+from vlmconvert.measured import Repeat
+from vlmconvert.protocol import BATCHES, endpoint_row, local_row, protocol_csv, run_protocol
 
 
 class Server(BaseHTTPRequestHandler):
@@ -115,6 +116,12 @@ def test_the_throughput_protocol(server, images):
         assert 1.5 <= later <= (whole - first) / 10
         assert rate == pytest.approx(batch * 16 / whole * 1000, rel=1e-3)
     assert BATCHES == (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+
+
+def test_what_this_machine_measures_is_a_row_too():
+    repeat = Repeat(vision_ms=3.0, first_token_ms=10.0, per_token_ms=2.0, tokens_per_s=50.0)
+    row = local_row(repeat, batch=4, input_tokens=12, embedding_tokens=580, new_tokens=6)
+    assert protocol_csv([row]).splitlines()[1] == "4,12,6,580,10.000,2.000,20.000,50.000"
 
 
 @pytest.mark.parametrize(
