@@ -29,11 +29,12 @@ from passes.checkpoint import Checkpoint
 from passes.compress.int8_ptq import QuantizeInt8PtqPass
 from passes.compress.sensitivity import layers_in_8_bit, read_scores
 from passes.compress.weights import CompressInt4Pass
-from passes.export.ir import WeightBytes, detach, write
+from passes.export.ir import detach, write
 from passes.export.openvino import BLOCK_FILE, ExportOpenvinoPass
 from passes.export.stitch import StitchPass, block_names
 from passes.export.template import VERSION as TEMPLATE_VERSION
 from passes.export.template import BlockSource, Templates, prepare
+from passes.export.weights import WeightBytes
 from passes.split import Component, SplitPass
 from passes.store import Store, digest, library_versions
 from vlmconvert import families

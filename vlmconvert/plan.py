@@ -163,7 +163,7 @@ def make_plan(
             ComponentPlan(
                 component,
                 precision,
-                _sensitivity(block_pass),
+                _sensitivity(block_pass, options.samples),
                 block_pass,
                 quantize,
                 tuple(graph_passes),
@@ -191,7 +191,8 @@ def _passes(precision: str, options: Options) -> tuple[BlockPass | ExportOpenvin
     if precision == "int4":
         return CompressInt4Pass(**int4), None
     if precision == "int4-awq":
-        return CompressInt4AwqPass(**int4, scale_estimation=options.scale_estimation), None
+        data_free = options.samples == 0
+        return CompressInt4AwqPass(**int4, scale_estimation=options.scale_estimation, data_free=data_free), None
     if precision == "int8-ptq":
         return ExportOpenvinoPass("f32"), QuantizeInt8PtqPass(options.smooth_quant_alpha)
     raise BadInputError(
@@ -199,8 +200,12 @@ def _passes(precision: str, options: Options) -> tuple[BlockPass | ExportOpenvin
     )
 
 
-def _sensitivity(block_pass: Pass) -> MeasureSensitivityPass | None:
+def _sensitivity(block_pass: Pass, samples: int) -> MeasureSensitivityPass | None:
     if isinstance(block_pass, CompressInt4Pass) and block_pass.ratio < 1:
+        if not samples:
+            raise BadInputError(
+                "--ratio below 1 ranks the layers on calibration samples: use --samples 64, or --ratio 1"
+            )
         return MeasureSensitivityPass(block_pass.group_size)
     return None
 

@@ -58,7 +58,7 @@ class Runner:
         self._engine = open_engine(self.manifest.target, device, ov_config, cache_dir)
         self.device = self._engine.device
         self.components: tuple[Component, ...] = self.family.components(self.config)
-        self._handed = handed_over(self.components)
+        self._handed: dict[str, Value] = {}
         # What one graph hands to another where it lies.
         self.shared = frozenset(
             name
@@ -87,7 +87,7 @@ class Runner:
     @property
     def handed(self) -> dict[str, np.ndarray]:
         """Copies of what the vision side handed to the language side in the last prefill."""
-        return {name: self._engine.to_host(self._values[name]) for name in self._handed if name in self._values}
+        return {name: self._engine.to_host(value) for name, value in self._handed.items()}
 
     def prefill(
         self,
@@ -113,6 +113,7 @@ class Runner:
         self.graphs[self.components[-1].name].reset()
         start = time.perf_counter()
         logits = self._logits(values | (handed or {}), beams)
+        self._handed = {name: self._values[name] for name in handed_over(self.components) if name in self._values}
         self.timings.first_token = time.perf_counter() - start - self.timings.vision
         return logits
 

@@ -129,14 +129,27 @@ class CompressInt4Pass(BlockPass):
 
 @dataclass(frozen=True)
 class CompressInt4AwqPass(CompressInt4Pass):
-    """4-bit weights with AWQ (Lin et al., 2023) and NNCF's scale estimation, from the activations that reach the block."""
+    """4-bit weights with AWQ (Lin et al., 2023) and NNCF's scale estimation, from the activations that reach the block.
+
+    Attributes:
+        scale_estimation: scales that make a layer's outputs exact, not its weights.
+        data_free: AWQ from the weights alone (NNCF's way); there is no scale estimation then.
+    """
 
     name = "compress-int4-awq"
 
     scale_estimation: bool = True
+    data_free: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.data_free and self.scale_estimation:
+            raise BadInputError(
+                "scale estimation needs calibration samples: use --no-scale-estimation, or --samples 64"
+            )
 
     def needs_activations(self, role: str) -> bool:
-        return self.in_4_bit(role)
+        return self.in_4_bit(role) and not self.data_free
 
     def _algorithms(self) -> dict[str, Any]:
         return {"awq": True, "scale_estimation": self.scale_estimation}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,7 +13,7 @@ from manifests.errors import ConversionError
 from passes.export.stitch import block_prefixes
 from passes.split import Component
 
-__all__ = ["block_checksums", "block_constants"]
+__all__ = ["block_checksums", "block_constants", "block_owner", "checksums"]
 
 _CHUNK = 1 << 18
 _THREADS = 2
@@ -29,7 +29,7 @@ def block_constants(xml: Path, component: Component) -> dict[str, list[tuple[int
         ConversionError: if a constant reaches no block.
     """
     tree = ElementTree.parse(xml)
-    owner = _owner(component)
+    owner = block_owner(component)
     names = {layer.attrib["id"]: layer.attrib["name"] for layer in tree.iterfind("layers/layer")}
     readers: dict[str, list[str]] = {}
     for edge in tree.iterfind("edges/edge"):
@@ -57,7 +57,11 @@ def block_checksums(xml: Path, component: Component) -> dict[str, str]:
     Raises:
         ConversionError: if a constant reaches no block.
     """
-    binary = xml.with_suffix(".bin")
+    return checksums(xml.with_suffix(".bin"), block_constants(xml, component))
+
+
+def checksums(binary: Path, constants: Mapping[str, list[tuple[int, int]]]) -> dict[str, str]:
+    """CRC-32 over the pieces (offset, size) of a file that belong to each block."""
 
     def checksum_of(places: list[tuple[int, int]]) -> str:
         checksum = 0
@@ -70,12 +74,11 @@ def block_checksums(xml: Path, component: Component) -> dict[str, str]:
                     size -= read
         return f"{checksum:08x}"
 
-    constants = block_constants(xml, component)
     with ThreadPoolExecutor(_THREADS) as threads:
         return dict(zip(constants, threads.map(checksum_of, constants.values()), strict=True))
 
 
-def _owner(component: Component) -> Callable[[str], str | None]:
+def block_owner(component: Component) -> Callable[[str], str | None]:
     """Tells the block of a node by its name."""
     prefixes = {prefix: block.name for block in component.blocks for prefix in block_prefixes(block)}
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from manifests.errors import BadInputError
 from passes.base import Pass
-from passes.export.ir import DECOMPRESSION, WeightBytes
+from passes.export.ir import DECOMPRESSION
 from passes.export.template import BlockSource
+from passes.export.weights import WeightBytes
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from manifests.errors import ConversionError
 from passes.base import Pass
-from passes.export.ir import WeightBytes
+from passes.export.weights import WeightBytes
 from passes.split import Block, Component
 
 if TYPE_CHECKING:

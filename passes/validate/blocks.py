@@ -31,7 +31,7 @@ class ValidateBlocksPass(Pass):
     def __call__(
         self, chain: FloatChain, artifact: BlockModels, step: Callable[[str], None] = lambda label: None
     ) -> list[BlockError]:
-        """Measure every block of every component on the samples of `chain`.
+        """Measure every block of every component that any sample of `chain` reaches.
 
         Only one block's weights of each side are in memory at a time. The chain's activations are removed from its store
         as soon as no later block needs them.
@@ -46,15 +46,17 @@ class ValidateBlocksPass(Pass):
         for component in chain.components:
             for block in component.blocks:
                 number = chain.number(component, block)
-                port = max(self._ports(chain, number, artifact.model(component, block)), key=lambda s: s.relative_error)
-                errors.append(
-                    BlockError(
-                        component=component.name,
-                        block=block.name,
-                        cosine=float(f"{port.cosine:.6g}"),
-                        relative_error=float(f"{port.relative_error:.6g}"),
+                if chain.inputs(number):
+                    ports = self._ports(chain, number, artifact.model(component, block))
+                    port = max(ports, key=lambda sums: sums.relative_error)
+                    errors.append(
+                        BlockError(
+                            component=component.name,
+                            block=block.name,
+                            cosine=float(f"{port.cosine:.6g}"),
+                            relative_error=float(f"{port.relative_error:.6g}"),
+                        )
                     )
-                )
                 done.add(number)
                 chain.forget(done)
                 step(f"{component.name}, block {block.name}")

@@ -51,13 +51,13 @@ class StreamedModel:
         self._family_inputs, self._family_next_inputs = inputs, next_inputs
         self._left = keep
         self._kept: dict[tuple[str, str], torch.nn.Module] = {}
-        self._handed = handed_over(components)
+        self._handed: Values = {}
         self._values: Values = {}
 
     @property
     def handed(self) -> Arrays:
         """See `passes.validate.protocol.Model`."""
-        return {name: self._values[name].numpy() for name in self._handed if name in self._values}
+        return _arrays(self._handed)
 
     @torch.no_grad()
     def prefill(self, processed: Arrays, handed: Arrays | None = None) -> np.ndarray:
@@ -65,7 +65,9 @@ class StreamedModel:
         self._values = _tensors(self._family_inputs(processed, self._config))
         if handed is not None:
             self._values |= _tensors(handed)
-        return self._logits()
+        logits = self._logits()
+        self._handed = {name: self._values[name] for name in handed_over(self._components) if name in self._values}
+        return logits
 
     @torch.no_grad()
     def step(self, tokens: np.ndarray) -> np.ndarray:

@@ -5,16 +5,15 @@ python -m tests.benchmarks.random_mllama build/random-1b --layers 20
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import click
 import torch
-from safetensors.torch import save_file
 from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
 
+from tests.benchmarks.random_weights import write_random_weights
 from vlmconvert.artifact import processor_files
 from vlmconvert.families import demo_checkpoint
 
@@ -36,7 +35,6 @@ def write_random_mllama(
     key_value_heads: int = 8,
     vocabulary: int = 32000,
     seed: int = 0,
-    shard_size: int = 500_000_000,
 ) -> None:
     """Write config, processor (the demo's) and bf16 weights; every fifth layer from the fourth is a cross-attention layer."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,38 +68,7 @@ def write_random_mllama(
         shutil.copyfile(path, folder / path.name)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in MllamaForConditionalGeneration(config).state_dict().items()}
-    generator = torch.Generator().manual_seed(seed)
-    shard: dict[str, torch.Tensor] = {}
-    weight_map: dict[str, str] = {}
-    size = total = number = 0
-
-    def flush() -> None:
-        nonlocal size, number
-        number += 1
-        file = f"model-{number:05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-        shard.clear()
-        size = 0
-
-    for name, shape in shapes.items():
-        prefix = next(prefix for prefix in _ON_HUB if name.startswith(prefix))
-        shard[_ON_HUB[prefix] + name.removeprefix(prefix)] = _values(name, shape, generator)
-        size += 2 * shape.numel()
-        total += 2 * shape.numel()
-        if size >= shard_size:
-            flush()
-    flush()
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-
-
-def _values(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    if "norm" in name and name.endswith("weight"):
-        return torch.ones(shape, dtype=torch.bfloat16)
-    if "gate" in name.rpartition(".")[2]:
-        return torch.full(shape, 0.5, dtype=torch.bfloat16)
-    return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+    write_random_weights(folder, shapes, _ON_HUB, seed)
 
 
 @click.command()

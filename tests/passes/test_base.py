@@ -14,7 +14,9 @@ def test_every_pass_round_trips_through_its_line(name):
 
 def test_line_shows_every_option():
     line = str(CompressInt4AwqPass(group_size=128, symmetric=True))
-    assert line == ("compress-int4-awq{group_size=128,symmetric=true,ratio=1.0,all_layers=false,scale_estimation=true}")
+    assert line == (
+        "compress-int4-awq{group_size=128,symmetric=true,ratio=1.0,all_layers=false,scale_estimation=true,data_free=false}"
+    )
     assert parse_pass(line) == CompressInt4AwqPass(group_size=128, symmetric=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 
+import nncf
 import numpy as np
 import openvino as ov
 import pytest
@@ -76,6 +77,22 @@ def both_ways(demo, store: Store, ratio: float) -> tuple[dict[str, ov.Node], dic
 @pytest.fixture(scope="module")
 def both(demo, tmp_path_factory) -> tuple[dict[str, ov.Node], dict[str, ov.Node]]:
     return both_ways(demo, Store(tmp_path_factory.mktemp("store")), ratio=1.0)
+
+
+def test_awq_without_data_is_that_of_the_whole_graph(demo, tmp_path):
+    options = Options(vision="fp32", samples=0, scale_estimation=False)
+    conversion = Conversion("mllama", open_checkpoint(demo), options, Store(tmp_path), 2, Reporter())
+    assert not conversion.plan.calibrates_llm
+    language = whole_graph.language_model(whole_graph.load(demo))
+    settings = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": 64, "all_layers": False}
+    plain = constants(nncf.compress_weights(language.clone(), **settings))
+    whole = constants(nncf.compress_weights(language, **settings, awq=True))
+    streamed = constants(ov.Core().read_model(conversion.build()[1].folder / "openvino_language_model.xml"))
+    names = int4_names(whole)
+    assert names == int4_names(streamed)
+    assert any((codes(whole[name]) != codes(plain[name])).any() for name in names), "AWQ has changed nothing"
+    for name in names:
+        np.testing.assert_array_equal(codes(streamed[name]), codes(whole[name]), err_msg=name)
 
 
 def test_the_same_layers_are_in_4_bit(both):

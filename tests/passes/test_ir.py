@@ -4,7 +4,8 @@ import pytest
 from openvino import opset13
 
 from manifests.errors import ConversionError
-from passes.export.ir import WeightBytes, count_weights, detach, number_names, write
+from passes.export.ir import count_weights, detach, number_names, write
+from passes.export.weights import WeightBytes
 
 
 @pytest.fixture

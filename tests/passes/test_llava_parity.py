@@ -122,6 +122,11 @@ def test_the_vision_side_is_the_checkpoints(built):
     expected = built.reference.prefill(processed)
     handed = built.reference.handed
     made = built.runner.encode_images(processed)
+    built.runner.prefill(processed)
+    built.runner.step(np.array([7]))
+    for name, value in built.runner.handed.items():
+        np.testing.assert_array_equal(value, made[name])
+    assert built.runner.handed.keys() == handed.keys()
     for name, value in handed.items():
         assert np.abs(made[name] - value).max() <= TOLERANCE * np.ptp(value)
     shuffled = {name: value[..., ::-1].copy() for name, value in handed.items()}

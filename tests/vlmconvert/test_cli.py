@@ -45,7 +45,7 @@ def test_dry_run_stops_after_the_plan(store, tmp_path):
     result = vlmconvert("mllama", "--dry-run", "-o", tmp_path / "out", "--store", store)
     assert result.exit_code == 0, result.output
     assert (
-        "compress-int4-awq{group_size=64,symmetric=false,ratio=1.0,all_layers=false,scale_estimation=true}"
+        "compress-int4-awq{group_size=64,symmetric=false,ratio=1.0,all_layers=false,scale_estimation=true,data_free=false}"
         in result.output
     )
     assert "quantize-int8-ptq{smooth_quant_alpha=0.6}" in result.output
@@ -60,7 +60,9 @@ def test_dry_run_stops_after_the_plan(store, tmp_path):
         (("--group-size", "48"), "use a power of two"),
         (("--ratio", "1.5"), "not a share"),
         (("--smooth-quant-alpha", "2"), "out of range"),
-        (("--samples", "0"), "--samples 0 is too small"),
+        (("--samples", "-1"), "--samples -1 is too small"),
+        (("--samples", "0"), "scale estimation needs calibration samples"),
+        (("--samples", "0", "--no-scale-estimation", "--ratio", "0.5"), "ranks the layers on calibration samples"),
         (("--calibration", "./nowhere"), "is not a folder"),
     ],
 )

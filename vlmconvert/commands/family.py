@@ -70,7 +70,7 @@ def family_command(family: str) -> click.Command:
         show_default=True,
         help="int4-awq: scales that make the layers' outputs exact, not the weights.",
     )
-    @click.option("--samples", default=64, show_default=True, help="int4-awq: calibration samples.")
+    @click.option("--samples", default=64, show_default=True, help="int4-awq: calibration samples, 0 for none.")
     @click.option(
         "--sequence-length", default=0, show_default=True, help="int4-awq: most tokens of a sample, 0 for all."
     )
@@ -130,9 +130,10 @@ def _convert(family: str, **values: Any) -> None:
     from vlmconvert.convert import Request, convert
     from vlmconvert.plan import Options
 
-    for name in ("samples", "vision_samples", "validation_samples", "workers"):
+    for name in ("vision_samples", "validation_samples", "workers"):
         at_least(name, values[name], 1)
-    at_least("sequence_length", values["sequence_length"], 0)
+    for name in ("samples", "sequence_length"):
+        at_least(name, values[name], 0)
     names = {field.name for field in fields(Options)}
     options = Options(**{name: value for name, value in values.items() if name in names})
     rest = {name: value for name, value in values.items() if name not in names}

@@ -77,7 +77,7 @@ def manifest(llm: str, vision: str, sizes: tuple[int, int], score: float) -> Man
                 llm,
                 sizes[1],
                 WEIGHTS[llm],
-                "compress-int4-awq{group_size=64,symmetric=false,ratio=1.0,all_layers=false,scale_estimation=true}",
+                "compress-int4-awq{group_size=64,symmetric=false,ratio=1.0,all_layers=false,scale_estimation=true,data_free=false}",
                 "stitch",
                 "make-stateful",
                 "slice-lm-head",

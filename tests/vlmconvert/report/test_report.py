@@ -84,7 +84,7 @@ def test_figures_of_every_record_are_there(html):
         "98.5 %",
         "\N{MINUS SIGN}0.8 pp",
         "1 failed",
-        "compress-int4-awq{group_size=64,symmetric=false,ratio=1.0,all_layers=false,scale_estimation=true}",
+        "compress-int4-awq{group_size=64,symmetric=false,ratio=1.0,all_layers=false,scale_estimation=true,data_free=false}",
         "3 layers in 8 bit, no group size divides 40",
         "layers.7",
         "one question, one image, 64 new tokens",

@@ -1,0 +1,68 @@
+"""A block cut out of a finished ONNX graph, to be measured by itself; `passes.validate.cut` for ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from manifests.errors import ConversionError
+from passes.onnx.file import read
+from passes.onnx.stitch import value_name
+from passes.split import Block, Component
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["cut"]
+
+_ELEMENT_TYPES = {"f32": 1, "i32": 6, "i64": 7}
+
+
+def cut(path: Path, component: Component, block: Block) -> onnx.ModelProto:
+    """A block as it is shipped; its weights stay in the artifact's .data file.
+
+    Its inputs and outputs are in the order of the kind's ports and named after them.
+
+    Raises:
+        ConversionError: if the graph has lost a value at the block's border.
+    """
+    from onnx import helper
+
+    model = read(path)
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    known = makers.keys() | {item.name for item in graph.input}
+    made: dict[str, str] = {}
+    for earlier in component.blocks:
+        if earlier.name == block.name:
+            break
+        made |= {value: value_name(component, earlier, port) for port, value in earlier.outputs.items()}
+    kind = component.kinds[block.kind]
+    sources = {port.name: made.get(block.inputs[port.name], block.inputs[port.name]) for port in kind.inputs}
+    results = {port.name: value_name(component, block, port.name) for port in kind.outputs}
+    for name in (*sources.values(), *results.values()):
+        if name not in known:
+            raise ConversionError(f"{path.name} has no value {name}: convert the checkpoint again")
+    border = {name: port for port, name in reversed(sources.items())}
+    needed: set[str] = set()
+    pending = list(results.values())
+    while pending:
+        name = pending.pop()
+        if name in needed or name in border or name not in makers:
+            continue
+        needed.update(makers[name].output)
+        pending += makers[name].input
+    nodes = [node for node in graph.node if needed.intersection(node.output)]
+    names = border | {name: port for port, name in results.items()}
+    read_names = {name for node in nodes for name in node.input}
+    for node in nodes:
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
+    part = helper.make_graph(
+        nodes,
+        f"{component.name}/{block.name}",
+        [helper.make_tensor_value_info(port.name, _ELEMENT_TYPES[port.dtype], port.shape) for port in kind.inputs],
+        [helper.make_tensor_value_info(port.name, _ELEMENT_TYPES[port.dtype], None) for port in kind.outputs],
+        [constant for constant in graph.initializer if constant.name in read_names],
+    )
+    return helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)

@@ -1,0 +1,125 @@
+"""*stitch-onnx*: the blocks of a component joined to one ONNX graph by the names of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from manifests.errors import ConversionError
+from manifests.model import Port
+from passes.base import Pass
+from passes.export.stitch import block_names, tensor_name
+from passes.export.weights import WeightBytes
+from passes.onnx.graph import MICROSOFT
+from passes.onnx.trace import IR_VERSION, OPSET
+from passes.split import Block, Component
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from passes.onnx.graph import Detached
+
+__all__ = ["StitchOnnxPass", "value_name"]
+
+_DTYPES = {"f32": "FLOAT", "i64": "INT64", "i32": "INT32"}
+
+
+@dataclass(frozen=True)
+class StitchOnnxPass(Pass):
+    """Join blocks: each input of a block is fed by the last value of that name, or becomes a graph input.
+
+    The graph's outputs are the component's, followed by the new values of its state, which the caller feeds back. Nodes,
+    values and weights are named after the block that holds them, so that the block can be found in the finished artifact.
+    """
+
+    name = "stitch-onnx"
+
+    def __call__(self, component: Component, blocks: Iterable[Detached]) -> Detached:
+        """Stitch one component.
+
+        Args:
+            component: what the graph is to take and return.
+            blocks: every block in order, with its weights detached.
+
+        Returns:
+            The graph with its weights detached, and where their bytes lie.
+
+        Raises:
+            ConversionError: if a block needs a value that nothing makes.
+        """
+        import onnx_ir as ir
+
+        inputs: dict[str, ir.Value] = {}
+        values: dict[str, ir.Value] = {}
+        nodes: list[ir.Node] = []
+        initializers: list[ir.Value] = []
+        weights: dict[str, WeightBytes] = {}
+        ports = {port.name: port for port in (*component.inputs, *component.outputs)}
+        for block, (model, block_weights) in zip(component.blocks, blocks, strict=True):
+            kind = component.kinds[block.kind]
+            weights |= block_weights
+            graph = model.graph
+            for value, port in zip(list(graph.inputs), kind.inputs, strict=True):
+                name = block.inputs[port.name]
+                if name not in values:
+                    ports.setdefault(name, port)
+                    inputs[name] = values[name] = _graph_value(ports[name], name)
+                value.replace_all_uses_with(values[name])
+            made = list(graph.outputs)
+            graph.outputs.clear()
+            _rename(block, graph, block_weights)
+            for value, port in zip(made, kind.outputs, strict=True):
+                name = block.outputs[port.name]
+                ports.setdefault(name, port)
+                value.name, value.shape = value_name(component, block, port.name), None
+                values[name] = value
+            initializers += graph.initializers.values()
+            graph.initializers.clear()
+            block_nodes = list(graph)
+            graph.remove(block_nodes)
+            nodes += block_nodes
+        order = [port.name for port in component.inputs if port.name in inputs] + list(component.state)
+        if missing := inputs.keys() - set(order):
+            raise ConversionError(
+                f"blocks of the {component.name} need {', '.join(sorted(missing))}, which nothing makes"
+            )
+        outputs = [port.name for port in component.outputs] + list(component.state.values())
+        for name in outputs:
+            values[name].shape = ir.Shape(ports[name].shape)
+        domains = {node.domain for node in nodes}
+        stitched = ir.Graph(
+            [inputs[name] for name in order],
+            [values[name] for name in outputs],
+            nodes=nodes,
+            initializers=initializers,
+            opset_imports={"": OPSET} | ({MICROSOFT: 1} if MICROSOFT in domains else {}),
+            name=component.name,
+        )
+        return ir.Model(stitched, ir_version=IR_VERSION, producer_name="vlmconvert"), weights
+
+
+def value_name(component: Component, block: Block, port: str) -> str:
+    """The name of what a block makes: an output of the graph has that output's name, by which runtimes find it."""
+    value = block.outputs[port]
+    return value if value in component.state.values() else tensor_name(component, block, port)
+
+
+def _graph_value(port: Port, name: str) -> ir.Value:
+    import onnx_ir as ir
+
+    return ir.Value(name=name, shape=ir.Shape(port.shape), type=ir.TensorType(ir.DataType[_DTYPES[port.dtype]]))
+
+
+def _rename(block: Block, graph: ir.Graph, weights: dict[str, WeightBytes]) -> None:
+    """Make the names of a block unique over all blocks; weights have names of their own already."""
+    rename = block_names(block)
+    for node in graph:
+        assert node.name is not None
+        node.name = rename(node.name)
+        for position, value in enumerate(node.outputs):
+            value.name = f"{node.name}.{position}"
+    for value in list(graph.initializers.values()):
+        assert value.name is not None
+        if value.name not in weights:
+            value.name = rename(value.name)

@@ -1,0 +1,140 @@
+"""Convert a random LLaVA our way and with optimum-cli; print wall time, peak memory, size and error with their ratios.
+
+    python -m tests.benchmarks.convert_llava --optimum-cli ../optimum/bin/optimum-cli
+    python -m tests.benchmarks.convert_llava --optimum-cli ... --rows fp16,int8 --runs 3
+
+optimum-intel pins an older transformers, so it has an environment of its own:
+
+    python -m venv ../optimum
+    ../optimum/bin/pip install torch==2.13.0 "optimum-intel[openvino]==2.2.0"
+
+Every conversion runs alone in a fresh process tree, with an empty store; see `tests.benchmarks.measure`. The error is that
+of the logits along the checkpoint's own greedy answers (float32, in torch): the mean KL divergence, and the greatest
+difference as a share of the logits' range.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import click
+import numpy as np
+import psutil
+
+from tests.benchmarks.measure import measure
+
+PROMPTS, STEPS = 16, 4
+# Row -> (options of vlmconvert, options of optimum-cli). Neither side looks at samples: optimum's must come from a hub.
+ROWS = {
+    "fp16": ("--llm fp16 --vision fp16", "--weight-format fp16"),
+    "int8": ("--llm int8 --vision int8", "--weight-format int8"),
+    "int4": ("--llm int4 --vision int8", "--weight-format int4 --group-size 64 --ratio 1.0"),
+    "int4-awq": (
+        "--llm int4-awq --samples 0 --no-scale-estimation --vision int8",
+        "--weight-format int4 --group-size 64 --ratio 1.0 --awq",
+    ),
+}
+
+
+def commands(row: str, checkpoint: Path, output: Path, optimum_cli: Path, workers: int) -> dict[str, list[str]]:
+    """The command of each side."""
+    ours, theirs = (options.split() for options in ROWS[row])
+    run = [sys.executable, "-m", "vlmconvert", "llava", str(checkpoint), *ours, "--no-validate"]
+    run += ["--workers", str(workers), "--store", str(output / "store"), "-o", str(output / "ours")]
+    export = [str(optimum_cli), "export", "openvino", "-m", str(checkpoint), "--task", "image-text-to-text", *theirs]
+    return {"optimum": [*export, str(output / "optimum")], "ours": run}
+
+
+def size(folder: Path) -> int:
+    """Bytes of the model's graphs."""
+    return sum(path.stat().st_size for path in folder.glob("openvino_*_model.*"))
+
+
+def adopt(folder: Path, like: Path) -> Path:
+    """Let our runtime open a folder of optimum's: its graphs' tensors get our names besides their own."""
+    import openvino as ov
+
+    output = folder.with_name(f"{folder.name}-adopted")
+    shutil.copytree(folder, output)
+    for name in ("manifest.json", "config.json", "generation_config.json"):
+        shutil.copyfile(like / name, output / name)
+    for stem, taken, made in (("vision", "pixel_values", "image_features"), ("text", "input_ids", "inputs_embeds")):
+        path = output / f"openvino_{stem}_embeddings_model.xml"
+        model = ov.Core().read_model(folder / path.name)
+        model.inputs[0].get_tensor().add_names({taken})
+        model.outputs[0].get_tensor().add_names({made})
+        ov.save_model(model, path, compress_to_fp16=False)
+    return output
+
+
+def errors(checkpoint: Path, folders: dict[str, Path]) -> dict[str, tuple[float, float]]:
+    """Mean KL and greatest difference of each folder's logits."""
+    from calibration.inputs import load_processor, prompt_inputs
+    from calibration.scenes import Split
+    from calibration.sources import load_samples
+    from passes.validate.greedy import forced_logits, greedy
+    from passes.validate.parity import kl_divergence
+    from vlmconvert.families import llava
+    from vlmconvert.runtime import Runner
+
+    processor = load_processor(checkpoint)
+    samples = load_samples("scenes", PROMPTS, split=Split.TEST).samples
+    processed = prompt_inputs(processor, [item.image for item in samples], [item.turns[0][0] for item in samples])
+    expected = greedy(llava.reference(checkpoint), processed, [], STEPS)
+    found = {}
+    for side, folder in folders.items():
+        logits = forced_logits(Runner(folder), processed, expected.tokens)
+        difference = np.abs(logits - expected.logits).max() / np.ptp(expected.logits)
+        found[side] = (float(kl_divergence(expected.logits, logits).mean()), float(difference))
+    return found
+
+
+@click.command()
+@click.option("--optimum-cli", type=click.Path(path_type=Path, exists=True), required=True)
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/benchmarks"), show_default=True)
+@click.option("--rows", default=",".join(ROWS), show_default=True)
+@click.option("--layers", default=20, show_default=True)
+@click.option("--workers", default=2, show_default=True)
+@click.option("--runs", default=1, show_default=True, help="Runs of each side; the median is printed.")
+def main(optimum_cli: Path, work: Path, rows: str, layers: int, workers: int, runs: int) -> None:
+    """Compare the conversions."""
+    from tests.benchmarks.random_llava import write_random_llava
+
+    memory = psutil.virtual_memory().total / 2**30
+    click.echo(f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {layers} layers, {workers} workers")
+    checkpoint = work / f"llava-{layers}"
+    if not (checkpoint / "model.safetensors.index.json").exists():
+        write_random_llava(checkpoint, layers=layers)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for row in rows.split(","):
+        figures: dict[str, list[tuple[float, float]]] = {"optimum": [], "ours": []}
+        for run in range(runs):
+            with tempfile.TemporaryDirectory(dir=work) as temporary:
+                for side, command in commands(row, checkpoint, Path(temporary), optimum_cli, workers).items():
+                    figures[side].append(measure(command))
+                if run == runs - 1:
+                    folders = {side: Path(temporary) / side for side in figures}
+                    sizes = {side: size(folder) for side, folder in folders.items()}
+                    found = errors(
+                        checkpoint, {"optimum": adopt(folders["optimum"], folders["ours"]), "ours": folders["ours"]}
+                    )
+        for side, runs_of_side in figures.items():
+            wall, peak = (median(figure[index] for figure in runs_of_side) for index in (0, 1))
+            kl, difference = found[side]
+            line = f"{row:9} {side:8} {wall:7.1f} s {peak / 1e9:6.2f} GB {sizes[side] / 1e6:8.1f} MB"
+            line += f"   KL {kl:.3g}   difference {difference:.3g}"
+            if side == "ours":
+                other = [median(figure[index] for figure in figures["optimum"]) for index in (0, 1)]
+                line += f"   wall {wall / other[0]:.2f} x   peak {peak / other[1]:.2f} x"
+                line += f"   size {sizes['ours'] / sizes['optimum']:.3f} x"
+            click.echo(line)
+
+
+if __name__ == "__main__":
+    main()
