@@ -203,9 +203,7 @@ def _passes(precision: str, options: Options) -> tuple[BlockPass | ExportOpenvin
 def _sensitivity(block_pass: Pass, samples: int) -> MeasureSensitivityPass | None:
     if isinstance(block_pass, CompressInt4Pass) and block_pass.ratio < 1:
         if not samples:
-            raise BadInputError(
-                "--ratio below 1 ranks the layers on calibration samples: use --samples 64, or --ratio 1"
-            )
+            raise BadInputError("--ratio below 1 ranks the layers on calibration samples: use --samples 64, or --ratio 1")
         return MeasureSensitivityPass(block_pass.group_size)
     return None
 
