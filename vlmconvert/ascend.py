@@ -27,7 +27,8 @@ ENGINES = ("own", "msmodelslim")
 SHARD_SIZE = 4_000_000_000
 _PROCESSOR, _PREPROCESSOR, _TOKENIZER = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
 
-# Runs a function in a process that may hold torch and transformers, such as `vlmconvert.pipeline.Helper.run`.
+# Runs a function in a process of its own, such as `vlmconvert.pipeline.Helper.run`. After msmodelslim that process is good for
+# nothing else: see `passes.compress.msmodelslim`.
 Run = Callable[..., Any]
 
 

@@ -1,7 +1,8 @@
 """The same W8A16 weights by msmodelslim's own Calibrator, for those who must ship what Huawei's tool computed.
 
 It holds the whole model in memory, and writes the names of transformers' modules; what it wrote is written again under on-hub
-names. Meant for a process of its own.
+names. `calibrate` must run in a process of its own: to import msmodelslim changes how every pydantic model of a process
+validates and compares.
 """
 
 from __future__ import annotations

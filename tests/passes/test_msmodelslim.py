@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
+import numpy as np
 import pytest
 import torch
-from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import FakeQuantizeCalibrator
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from calibration.inputs import load_processor, prompt_inputs
@@ -22,17 +19,18 @@ from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import artifact_config, plan_weights, write_config
 from passes.quantized import open_w8a16
 from tests.checkpoints import CLASSES, write_checkpoint
+from tests.msmodelslim_reader import logits_by_reader
+from vlmconvert.pipeline import Helper
 
 FAMILIES = [*CLASSES, "mllama"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Small matrices: threads would only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="module")
+def run():
+    """A process for msmodelslim."""
+    helper = Helper()
+    yield helper.run
+    helper.close()
 
 
 def opened(folder):
@@ -40,13 +38,13 @@ def opened(folder):
     return checkpoint, read_architecture(folder, list(checkpoint.tensors))
 
 
-def both_engines(source, work, group_size=0):
+def both_engines(source, work, run, group_size=0):
     """What each engine writes: (theirs, ours), by on-hub name."""
     checkpoint, architecture = opened(source)
     options = CompressW8A16Pass(group_size)
     for name in ("raw", "theirs", "ours"):
         (work / name).mkdir()
-    calibrate(checkpoint, architecture, options, work / "raw")
+    run(calibrate, checkpoint, architecture, options, work / "raw")
     theirs = plan_calibrated(checkpoint, architecture, options, 10**9, work / "raw")
     ours = plan_weights(checkpoint, architecture, options, 10**9)
     theirs.write(work / "theirs")
@@ -59,16 +57,16 @@ def both_engines(source, work, group_size=0):
     ("family", "tied", "group_size"),
     [("llava", False, 0), ("llava", True, 32), ("llava-next", True, 0), ("llava-next-video", False, 32)],
 )
-def test_float32_every_code_and_scale_is_equal(tmp_path, family, tied, group_size):
+def test_float32_every_code_and_scale_is_equal(tmp_path, run, family, tied, group_size):
     source = write_checkpoint(tmp_path / "in", family, dtype=torch.float32, tied=tied)
-    *_, theirs, ours = both_engines(source, tmp_path, group_size)
+    *_, theirs, ours = both_engines(source, tmp_path, run, group_size)
     assert theirs.keys() == ours.keys()
     for name in theirs:
         assert theirs[name].dtype == ours[name].dtype, name
         assert torch.equal(theirs[name], ours[name]), name
 
 
-def test_a_row_of_zeros_is_equal_too(tmp_path):
+def test_a_row_of_zeros_is_equal_too(tmp_path, run):
     from tests.passes.test_architecture import rewrite
 
     source = write_checkpoint(tmp_path / "in", dtype=torch.float32)
@@ -80,7 +78,7 @@ def test_a_row_of_zeros_is_equal_too(tmp_path):
         return tensors
 
     rewrite(source, change)
-    *_, theirs, ours = both_engines(source, tmp_path)
+    *_, theirs, ours = both_engines(source, tmp_path, run)
     assert torch.equal(theirs[name], ours[name])
     assert torch.equal(theirs[f"{name}_scale"], ours[f"{name}_scale"])
 
@@ -89,9 +87,9 @@ def test_a_row_of_zeros_is_equal_too(tmp_path):
     ("family", "dtype"),
     [("llava", torch.float16), *((family, torch.bfloat16) for family in FAMILIES)],
 )
-def test_half_precision_our_error_is_not_larger(tmp_path, demo, family, dtype):
+def test_half_precision_our_error_is_not_larger(tmp_path, demo, run, family, dtype):
     source = demo if family == "mllama" else write_checkpoint(tmp_path / "in", family, dtype=dtype)
-    checkpoint, architecture, theirs, ours = both_engines(source, tmp_path)
+    checkpoint, architecture, theirs, ours = both_engines(source, tmp_path, run)
     assert theirs.keys() == ours.keys()
     for name in architecture.linears:
         on_hub = architecture.on_hub[f"{name}.weight"]
@@ -104,33 +102,15 @@ def test_half_precision_our_error_is_not_larger(tmp_path, demo, family, dtype):
         assert error(ours) <= error(theirs) * (1.0 if dtype == torch.bfloat16 else 1.001), name
 
 
-class OnHub(nn.Module):
-    """A model under on-hub names, which are those of the artifact; its layers are the model's own."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.config, self.device, self.dtype = model.config, model.device, model.dtype
-        inner = model.model
-        self.language_model = nn.Module()
-        self.language_model.model, self.language_model.lm_head = inner.language_model, model.lm_head
-        self.multi_modal_projector = inner.multi_modal_projector
-        if hasattr(inner, "vision_tower"):
-            self.vision_tower = nn.Module()
-            self.vision_tower.vision_model = inner.vision_tower
-        else:
-            self.vision_model = inner.vision_model
-
-
 def model_inputs(folder):
     """A question about an image, which cross-attention layers need to do anything."""
     scenes = [sample.image for sample in load_samples("scenes", 2, split=Split.TEST).samples]
-    inputs = prompt_inputs(load_processor(folder), scenes, ["What colour is it?", "How many shapes are there?"])
-    return {name: torch.from_numpy(value) for name, value in inputs.items()}
+    return prompt_inputs(load_processor(folder), scenes, ["What colour is it?", "How many shapes are there?"])
 
 
 @pytest.mark.parametrize("group_size", [0, 32])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_msmodelslims_reader_opens_what_we_write(tmp_path, demo, family, group_size):
+def test_msmodelslims_reader_opens_what_we_write(tmp_path, demo, run, family, group_size):
     source = demo if family == "mllama" else write_checkpoint(tmp_path / "in", family)
     checkpoint, architecture = opened(source)
     weights = plan_weights(checkpoint, architecture, CompressW8A16Pass(group_size), 200_000)
@@ -138,26 +118,19 @@ def test_msmodelslims_reader_opens_what_we_write(tmp_path, demo, family, group_s
     folder.mkdir()
     weights.write(folder)
     write_config(artifact_config(checkpoint, architecture), folder)
-    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
     inputs = model_inputs(source)
-    with torch.no_grad():
-        expected = model(**inputs).logits
-    tensors = {}
-    for file in weights.files:
-        tensors |= load_file(folder / file)
-    description = json.loads((folder / "quant_model_description.json").read_text())
-    FakeQuantizeCalibrator(OnHub(model), None, "cpu", description, tensors)
-    replaced = [name for name, part in model.named_modules() if type(part).__name__.startswith("FakeLinear")]
+    logits, replaced = run(logits_by_reader, source, folder, inputs)
     assert sorted(replaced) == sorted(architecture.linears)
-    with torch.no_grad():
-        logits = model(**inputs).logits
     # The error that W8A16 implies: that of the same model whose weights moved by at most half a scale each.
     artifact = open_w8a16(folder)
-    implied = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
-    implied.load_state_dict({name: torch.from_numpy(artifact.read(hub)) for name, hub in architecture.on_hub.items()})
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
     with torch.no_grad():
-        torch.testing.assert_close(logits, implied(**inputs).logits, rtol=1e-4, atol=1e-4)
-    error = (logits - expected).norm() / expected.norm()
+        expected = model(**tensors).logits.numpy()
+        model.load_state_dict({name: torch.from_numpy(artifact.read(hub)) for name, hub in architecture.on_hub.items()})
+        implied = model(**tensors).logits.numpy()
+    np.testing.assert_allclose(logits, implied, rtol=1e-4, atol=1e-4)
+    error = np.linalg.norm(logits - expected) / np.linalg.norm(expected)
     assert 1e-4 < error < 0.05
 
 
@@ -167,7 +140,7 @@ def test_an_unknown_group_size_is_refused(tmp_path):
         calibrate(checkpoint, architecture, CompressW8A16Pass(16), tmp_path)
 
 
-def test_nonfinite_weights_are_refused(tmp_path):
+def test_nonfinite_weights_are_refused(tmp_path, run):
     from tests.passes.test_architecture import rewrite
 
     source = write_checkpoint(tmp_path / "in")
@@ -179,4 +152,4 @@ def test_nonfinite_weights_are_refused(tmp_path):
 
     rewrite(source, change)
     with pytest.raises(BadInputError, match=f"tensor {name} holds NaN"):
-        calibrate(*opened(source), CompressW8A16Pass(), tmp_path)
+        run(calibrate, *opened(source), CompressW8A16Pass(), tmp_path)
