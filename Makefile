@@ -18,9 +18,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Train the embedded demo checkpoint again; it goes on where it was stopped.
+# Train the embedded demo checkpoints again; it goes on where it was stopped.
 train-demo: $(INSTALLED)
 	$(BIN)/python -m vlmconvert.demo.train_mllama
+	$(BIN)/python -m vlmconvert.demo.train_llava
 
 # Write the manifest's JSON Schema again after a change of its model.
 schema: $(INSTALLED)

@@ -13,12 +13,13 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "Port",
+    "Requirements",
     "Sha256",
     "Source",
     "Validation",
 ]
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
@@ -65,12 +66,20 @@ class Port(_Record):
     shape: list[int | str]
 
 
+class Requirements(_Record):
+    """What an ONNX graph asks of a runtime."""
+
+    opset: int = Field(description="of ONNX's own operators")
+    domains: dict[str, int] = Field(description="other operator domains and their versions")
+    onnxruntime: str = Field(description="the oldest ONNX Runtime that runs it")
+
+
 class Component(_Record):
     """One graph that is shipped."""
 
     name: str
     role: str
-    format: Literal["openvino"]
+    format: Literal["openvino", "onnx"]
     precision: str = Field(description="the precision that was asked for, such as int4-awq")
     files: list[FileRecord]
     inputs: list[Port]
@@ -81,6 +90,7 @@ class Component(_Record):
     blocks: dict[str, Crc32] = Field(description="CRC-32 over the constants of each block, in the graph's order")
     passes: list[str] = Field(description="canonical lines of the passes, in the order they ran")
     fallbacks: list[str] = Field(description="layers that could not be compressed as asked, and what was done instead")
+    requires: Requirements | None = Field(default=None, description="what an ONNX graph asks of a runtime")
 
 
 class Calibration(_Record):
@@ -111,7 +121,7 @@ class Manifest(_Record):
     schema_version: str = SCHEMA_VERSION
     name: str
     family: str
-    target: Literal["openvino"]
+    target: Literal["openvino", "onnx"]
     source: Source
     components: list[Component]
     assets: list[FileRecord]

@@ -130,6 +130,6 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         for value in sorted({value for value in values if values.count(value) > 1}):
             yield f"{kind} {value} is listed twice"
     for component in manifest.components:
-        stems = sorted(Path(record.path).suffix for record in component.files)
-        if stems != [".bin", ".xml"]:
-            yield f"component {component.name} does not have one .xml and one .bin"
+        expected = {"openvino": [".bin", ".xml"], "onnx": [".data", ".onnx"]}[component.format]
+        if sorted(Path(record.path).suffix for record in component.files) != expected:
+            yield f"component {component.name} does not have one {expected[1]} and one {expected[0]}"

@@ -30,9 +30,13 @@ __all__ = ["BlockPass", "GraphPass", "Pass", "PassManager", "named_failure", "pa
 _REGISTRY = {
     "split": "passes.split:SplitPass",
     "export-openvino": "passes.export.openvino:ExportOpenvinoPass",
+    "export-onnx": "passes.onnx.export:ExportOnnxPass",
+    "transfer-onnx": "passes.onnx.transfer:TransferOnnxPass",
     "stitch": "passes.export.stitch:StitchPass",
+    "stitch-onnx": "passes.onnx.stitch:StitchOnnxPass",
     "make-stateful": "passes.export.make_stateful:MakeStatefulPass",
     "slice-lm-head": "passes.export.slice_lm_head:SliceLmHeadPass",
+    "slice-lm-head-onnx": "passes.onnx.slice_lm_head:SliceLmHeadOnnxPass",
     "measure-sensitivity": "passes.compress.sensitivity:MeasureSensitivityPass",
     "compress-int8": "passes.compress.weights:CompressInt8Pass",
     "compress-int4": "passes.compress.weights:CompressInt4Pass",

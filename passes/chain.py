@@ -24,20 +24,23 @@ from passes.store import Store, digest
 if TYPE_CHECKING:
     import openvino as ov
 
-__all__ = ["BlockModels", "CheckpointBlocks", "FloatChain", "compile_block"]
+__all__ = ["BlockModels", "CheckpointBlocks", "Compute", "FloatChain", "compile_block", "openvino_compute"]
 
 # What is shown of a block for one sample: its inputs and its outputs by port. The outputs are views of a reused buffer.
 Look = Callable[[dict[str, np.ndarray], dict[str, np.ndarray]], None]
+
+# Computes a block: inputs by port to outputs by port, which may be views of a reused buffer.
+Compute = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 VERSION = 2
 _INPUTS = -1
 
 
 class BlockModels(Protocol):
-    """Where the graphs of single blocks come from: a checkpoint, or a finished artifact."""
+    """Where single blocks come from: a checkpoint, or a finished artifact."""
 
-    def model(self, component: Component, block: Block) -> ov.Model:
-        """One block with its weights, its inputs and outputs in the order of the kind's ports and named after them."""
+    def compute(self, component: Component, block: Block) -> Compute:
+        """One block with its weights, ready to be computed."""
         ...
 
 
@@ -48,9 +51,9 @@ class CheckpointBlocks:
     checkpoint: Checkpoint
     templates: Templates
 
-    def model(self, component: Component, block: Block) -> ov.Model:
+    def compute(self, component: Component, block: Block) -> Compute:
         """See `BlockModels`."""
-        return BlockSource(self.checkpoint, self.templates, block).model()
+        return openvino_compute(BlockSource(self.checkpoint, self.templates, block).model())
 
 
 def compile_block(model: ov.Model) -> ov.CompiledModel:
@@ -60,6 +63,18 @@ def compile_block(model: ov.Model) -> ov.CompiledModel:
     return ov.Core().compile_model(
         model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
     )
+
+
+def openvino_compute(model: ov.Model) -> Compute:
+    """A block's graph, its inputs and outputs in the order of the kind's ports and named after them, on the CPU."""
+    request = compile_block(model).create_infer_request()
+    names = [result.get_friendly_name() for result in model.get_results()]
+
+    def compute(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        request.infer(values, share_inputs=True)
+        return {name: request.get_output_tensor(index).data for index, name in enumerate(names)}
+
+    return compute
 
 
 @dataclass
@@ -220,13 +235,11 @@ class FloatChain:
             self._run_host_step(number, node, folder)
             return
         wanted = self._wanted(number)
-        ports = [port.name for port in component.kinds[node.kind].outputs]
-        request = compile_block(self.blocks.model(component, node)).create_infer_request()
+        compute = self.blocks.compute(component, node)
         for inputs in self.inputs(number):
             sample = next(iter(inputs.values()))[0].name
             values = read_activations(inputs)
-            request.infer(values, share_inputs=True)
-            outputs = {port: request.get_output_tensor(index).data for index, port in enumerate(ports)}
+            outputs = compute(values)
             write_activations(folder / sample, {port: value for port, value in outputs.items() if port in wanted})
             if look is not None:
                 look(values, outputs)

@@ -21,12 +21,16 @@ __all__ = ["Store", "default_store", "digest", "library_versions"]
 
 # Libraries whose version can change a result.
 _LIBRARIES = ("numpy", "nncf", "openvino", "pillow", "safetensors", "torch", "transformers")
+_MORE = {
+    "openvino": ("openvino-tokenizers",),
+    "onnx": ("onnx", "onnx-ir", "onnxscript"),
+}
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(target: str = "openvino") -> dict[str, str]:
     """Installed versions of the libraries that a result depends on; read from metadata, nothing is imported."""
     versions = {}
-    for name in _LIBRARIES:
+    for name in (*_LIBRARIES, *_MORE.get(target, ())):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

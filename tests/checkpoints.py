@@ -105,7 +105,7 @@ def write_checkpoint(
         num_key_value_heads=2,
         head_dim=16,
         max_position_embeddings=2048,
-        initializer_range=0.2,
+        initializer_range=0.1,
         bos_token_id=tokens.bos_token_id,
         eos_token_id=tokens.eos_token_id,
         pad_token_id=tokens.pad_token_id,

@@ -19,8 +19,8 @@ from passes.checkpoint import open_checkpoint
 from passes.export.template import Templates, prepare
 from passes.store import Store
 from passes.validate.blocks import ValidateBlocksPass
-from passes.validate.cut import ArtifactBlocks
 from vlmconvert.families import FAMILIES, family_module
+from vlmconvert.targets import graph_file, target_module
 
 __all__ = ["artifact_blocks", "block_errors"]
 
@@ -65,14 +65,11 @@ def block_errors(
         return ValidateBlocksPass()(chain, artifact_blocks(artifact, manifest), step)
 
 
-def artifact_blocks(folder: Path, manifest: Manifest) -> ArtifactBlocks:
+def artifact_blocks(folder: Path, manifest: Manifest) -> BlockModels:
     """The blocks of a finished artifact."""
-    return ArtifactBlocks(
-        {
-            component.name: next(folder / file.path for file in component.files if file.path.endswith(".xml"))
-            for component in manifest.components
-        }
-    )
+    graphs = {record.name: folder / graph_file(record) for record in manifest.components}
+    blocks: BlockModels = target_module(manifest.target).artifact_blocks(graphs)
+    return blocks
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from vlmconvert.genai import GENAI_FILES, write_genai_files
 from vlmconvert.pipeline import Built, Conversion
 from vlmconvert.plan import Options, Plan
 from vlmconvert.reference import reference_model
+from vlmconvert.targets import check_installed
 
 if TYPE_CHECKING:
     from passes.validate.protocol import Batch
@@ -81,7 +82,8 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     folder, revision = fetch_checkpoint(model, request.revision, request.token, check)
     check(folder)
     checkpoint = open_checkpoint(folder, model if revision else None, revision)
-    name = f"{Path(checkpoint.model).name}-openvino-{request.options.llm}-{request.options.vision}"
+    check_installed(request.options.target)
+    name = f"{Path(checkpoint.model).name}-{request.options.target}-{request.options.llm}-{request.options.vision}"
     output = request.output or Path(name)
     conversion = Conversion(
         request.family, checkpoint, request.options, Store(request.store), request.workers, reporter
@@ -133,7 +135,7 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
     write_atomically(staging / "config.json", json.dumps(conversion.config, indent=2, sort_keys=True) + "\n")
     for path in processor_files(checkpoint.folder):
         shutil.copyfile(path, staging / path.name)
-    if family_module(conversion.family).TOKENIZER_GRAPHS:
+    if conversion.options.target == "openvino" and family_module(conversion.family).TOKENIZER_GRAPHS:
         conversion.helper.run(write_genai_files, staging)
         conversion.helper.close()
     names = ["config.json", *GENAI_FILES, *(path.name for path in processor_files(staging))]
@@ -143,7 +145,7 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
     return Manifest(
         name=name,
         family=conversion.family,
-        target="openvino",
+        target=conversion.options.target,
         source=Source(
             model=checkpoint.model,
             revision=checkpoint.revision,
@@ -163,7 +165,7 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
             seed=samples.seed,
         ),
         validation=[],
-        environment=library_versions(),
+        environment=library_versions(conversion.options.target),
     )
 
 
@@ -221,7 +223,7 @@ def _check_output(output: Path, conversion: Conversion, force: bool) -> None:
     if (
         {item.name: item.passes for item in existing.components} != planned
         or existing.source.files != conversion.source_files
-        or existing.environment != library_versions()
+        or existing.environment != library_versions(conversion.options.target)
     ):
         raise BadInputError(f"{output} holds a different result: {mend}")
 

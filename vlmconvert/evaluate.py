@@ -261,7 +261,7 @@ def _answer_checkpoint(
     request: EvaluationRequest, conversion: Conversion, batches: list[_Batch], processor: Any, reporter: Reporter
 ) -> list[Path]:
     """Files with the checkpoint's answers and logits, one a batch."""
-    weights = sum(path.stat().st_size for path in request.folder.glob("*.bin"))
+    weights = sum(file.size for part in read_manifest(request.folder).components for file in part.files)
     model = cache(lambda: reference_model(conversion, weights))
     ends = end_tokens(request.folder)
     files = []

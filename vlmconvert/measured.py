@@ -150,7 +150,7 @@ class _Artifact:
         core = ov.Core()
         for component in read_manifest(self._side.folder).components:
             for record in component.files:
-                if record.path.endswith(".xml"):
+                if record.path.endswith(".xml"):  # ONNX Runtime reads and compiles in one go
                     core.read_model(self._side.folder / record.path)
         read = time.perf_counter()
         self._runner = Runner(self._side.folder, self._side.device, self._side.ov_config, self._side.cache_dir)

@@ -15,10 +15,11 @@ def model_card(manifest: Manifest) -> ModelCard:
     data = ModelCardData(
         base_model=manifest.source.model,
         base_model_relation="quantized",
-        library_name="openvino",
+        library_name=manifest.target,
         pipeline_tag="image-text-to-text",
-        tags=["openvino", "vlmconvert", manifest.family],
+        tags=[manifest.target, "vlmconvert", manifest.family],
     )
+    kind = {"openvino": "OpenVINO IR", "onnx": "ONNX"}[manifest.target]
     components = "\n".join(
         f"| {item.name} | {item.precision} | {format_size(sum(file.size for file in item.files))} | "
         f"{', '.join(f'{count:,} {dtype}' for dtype, count in item.weights.items())} |"
@@ -48,7 +49,7 @@ def model_card(manifest: Manifest) -> ModelCard:
 
 # {manifest.name}
 
-{manifest.source.architecture} from `{manifest.source.model}`, converted to OpenVINO IR by vlmconvert.
+{manifest.source.architecture} from `{manifest.source.model}`, converted to {kind} by vlmconvert.
 
 | component | precision | size | weights |
 |---|---|---|---|
@@ -65,7 +66,7 @@ pip install vlmconvert
 vlmconvert run FOLDER --image photo.jpg --prompt "What is in the image?"
 ```
 
-The graphs are ordinary OpenVINO IR; `manifest.json` lists their inputs, outputs and state, the passes that made them and
+The graphs are ordinary {kind}; `manifest.json` lists their inputs, outputs and state, the passes that made them and
 the versions of the libraries that did the work.
 """
     )

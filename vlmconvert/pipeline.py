@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,28 +22,23 @@ from manifests.errors import BadInputError
 from manifests.files import file_record, write_atomically
 from manifests.model import Component as ComponentRecord
 from manifests.model import FileRecord
-from passes.base import BlockPass, Pass, PassManager, named_failure
+from passes.base import BlockPass, Pass, named_failure
 from passes.chain import CheckpointBlocks, FloatChain
 from passes.checkpoint import Checkpoint
-from passes.compress.int8_ptq import QuantizeInt8PtqPass
 from passes.compress.sensitivity import layers_in_8_bit, read_scores
 from passes.compress.weights import CompressInt4Pass
-from passes.export.ir import detach, write
-from passes.export.openvino import BLOCK_FILE, ExportOpenvinoPass
-from passes.export.stitch import StitchPass, block_names
 from passes.export.template import VERSION as TEMPLATE_VERSION
 from passes.export.template import BlockSource, Templates, prepare
-from passes.export.weights import WeightBytes
 from passes.split import Component, SplitPass
 from passes.store import Store, digest, library_versions
 from vlmconvert import families
-from vlmconvert.artifact import describe_component, link_or_copy, processor_files
+from vlmconvert.artifact import processor_files
 from vlmconvert.console import Reporter
 from vlmconvert.families import FAMILIES, family_module
 from vlmconvert.plan import ComponentPlan, Options, Plan, make_plan
+from vlmconvert.targets import target_module
 
 if TYPE_CHECKING:
-    import openvino as ov
     from loky import ProcessPoolExecutor
 
 __all__ = ["Built", "Conversion", "Helper"]
@@ -68,10 +62,10 @@ class Helper:
         result: T = self._pool.submit(function, *arguments).result()
         return result
 
-    def close(self) -> None:
-        """End the process, which is idle; waiting for torch's own tidy end takes a second."""
+    def close(self, wait: bool = False) -> None:
+        """End the process, which is idle; to `wait` for torch's own tidy end takes a second."""
         if self._pool is not None:
-            self._pool.shutdown(kill_workers=True)
+            self._pool.shutdown(wait=wait, kill_workers=not wait)
             self._pool = None
 
 
@@ -132,6 +126,9 @@ class Conversion:
             library_versions(),
         )
         self.samples: SampleSet | None = None
+        # Set while building for ONNX: the traced kinds, and finished components for OpenVINO whose weights are taken over.
+        self.onnx_traces = Path()
+        self.openvino_folders: dict[str, Path] = {}
 
     def check_disk(self, output: Path) -> None:
         """Refuse to start if the plan will not fit, in the store and at the output.
@@ -151,7 +148,10 @@ class Conversion:
     def build(self) -> list[Built]:
         """Make every component; what the store already has is taken from there."""
         chain = self._calibrate() if self.plan.calibrates_llm or self.plan.calibrates_vision else None
-        self.helper.close()
+        if self.options.target == "onnx":
+            self.onnx_traces = self._trace_for_onnx()
+        # What torch's exporter imports leaves semaphores behind in a process that is killed.
+        self.helper.close(wait=self.options.target == "onnx")
         built = [self._build_component(item, chain) for item in self.plan.components]
         if chain is not None:
             chain.clear()
@@ -162,8 +162,9 @@ class Conversion:
         """Put finished components into `output` and describe them from the files themselves."""
         for item in built:
             for record in item.files:
-                link_or_copy(item.folder / record.path, output / record.path)
-        return [describe_component(item.plan, item.files, output) for item in built]
+                place = target_module(item.plan.target).place_file
+                place(item.folder / record.path, output / record.path)
+        return [target_module(item.plan.target).describe_component(item.plan, item.files, output) for item in built]
 
     def _complete_config(self) -> dict[str, Any]:
         """The config with every default, and with those tensors that runtimes look for in it."""
@@ -252,6 +253,8 @@ class Conversion:
     def _build_component(self, plan: ComponentPlan, chain: FloatChain | None) -> Built:
         start = time.monotonic()
         component = plan.component
+        if plan.openvino is not None:
+            self.openvino_folders[component.name] = self._build_component(plan.openvino, chain).folder
         in_8_bit = self._in_8_bit(plan, chain)
         keys = [
             self._block_key(plan, plan.block_pass, index, chain, in_8_bit) for index in range(len(component.blocks))
@@ -262,17 +265,18 @@ class Conversion:
             keys,
             [str(item) for item in plan.passes],
             [item.version for item in plan.passes],
+            self.onnx_traces.name,
             self.samples.first(self.options.vision_samples).digest if self.samples and plan.quantize else None,
         )
-        title = component.name.replace("_", " ")
+        title = f"{component.name.replace('_', ' ')}"
         files = self._stored(key)
         if files is not None:
             self.reporter.log(f"{title}: found in the store")
         else:
-            if isinstance(plan.block_pass, BlockPass):
+            if isinstance(plan.block_pass, BlockPass) and plan.openvino is None:
                 self._make_blocks(plan, plan.block_pass, dict(enumerate(keys)), chain, in_8_bit)
             with self.reporter.stage(f"{title}: putting it together"):
-                self.store.get_or_make(key, lambda folder: self._assemble(plan, keys, chain, folder))
+                self.store.get_or_make(key, lambda folder: self._write_component(plan, keys, chain, folder))
             files = _read_records(self.store.path(key))
             for block_key in keys:
                 self.store.remove(block_key)
@@ -364,45 +368,20 @@ class Conversion:
         if failure:
             raise failure[0]
 
-    def _detached(self, plan: ComponentPlan, keys: list[str]) -> Iterator[Any]:
-        """The blocks with their weights detached: from the store, or straight from the checkpoint if only exported."""
-        for block, key in zip(plan.component.blocks, keys, strict=True):
-            if isinstance(plan.block_pass, ExportOpenvinoPass):
-                yield plan.block_pass(BlockSource(self.checkpoint, self.templates, block))
-            else:
-                yield detach(self.store.path(key) / BLOCK_FILE, block_names(block))
+    def _write_component(self, plan: ComponentPlan, keys: list[str], chain: FloatChain | None, folder: Path) -> None:
+        _write_records(folder, target_module(plan.target).write_component(self, plan, keys, chain, folder))
 
-    def _assemble(self, plan: ComponentPlan, keys: list[str], chain: FloatChain | None, folder: Path) -> None:
-        component = plan.component
-        model, weights = StitchPass()(component, self._detached(plan, keys))
-        model = PassManager(component.name, plan.graph_passes)(model)
-        if component.state:
-            _set_runtime_options(model, plan.precision)
-        xml = folder / f"{component.stems['openvino']}.xml"
-        if plan.quantize is None:
-            _write_records(folder, [write(model, weights, xml)])
-        else:
-            assert chain is not None
-            self._quantize(plan.quantize, plan, chain, model, weights, xml)
-            _write_records(folder)
+    def _trace_for_onnx(self) -> Path:
+        """A folder with every kind of block as torch exports it to ONNX."""
+        from passes.onnx.trace import VERSION, trace_kinds
 
-    def _quantize(
-        self,
-        quantize: QuantizeInt8PtqPass,
-        plan: ComponentPlan,
-        chain: FloatChain,
-        model: ov.Model,
-        weights: dict[str, WeightBytes],
-        xml: Path,
-    ) -> None:
-        component = plan.component
-        with tempfile.TemporaryDirectory(prefix=".float-", dir=xml.parent) as temporary:
-            source = Path(temporary) / xml.name
-            write(model, weights, source)
-            samples = chain.component_inputs(component)[: self.options.vision_samples]
-            with named_failure(quantize, component.name, after=[item.name for item in plan.passes[:-1]]):
-                self.helper.run(quantize.run, source, samples, xml)
-            self.helper.close()
+        key = digest("onnx traces", VERSION, self.templates.config, _source_digest(), library_versions("onnx"))
+        if key in self.store:
+            return self.store.path(key)
+        with self.reporter.stage("tracing for ONNX"):
+            return self.store.get_or_make(
+                key, lambda output: self.helper.run(trace_kinds, self.config, self.components, output)
+            )
 
 
 _RECORDS = "records.json"
@@ -437,19 +416,6 @@ def _keep_to_own_cores(workers: int) -> None:
         share = int(process.name.rpartition("-")[2]) % workers
         os.sched_setaffinity(0, cores[share::workers])
         process.own_cores = True  # type: ignore[attr-defined]
-
-
-def _set_runtime_options(model: Any, precision: str) -> None:
-    """What a plugin must know to compute the language model well.
-
-    The cache stays as exact as the weights (the default on CPU is an 8-bit cache), and activations are scaled down where a
-    GPU computes in half precision, whose range Llama 3.2 Vision leaves; both are the settings of OpenVINO's own example.
-    With float32 weights the cache is left to the runtime: paged attention in bfloat16 refuses one of float32, which
-    `EXECUTION_MODE_HINT` ACCURACY chooses by itself.
-    """
-    if precision != "fp32":
-        model.set_rt_info("f16", ["runtime_options", "KV_CACHE_PRECISION"])
-    model.set_rt_info("8.0", ["runtime_options", "ACTIVATIONS_SCALE_FACTOR"])
 
 
 def _source_digest() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from manifests.errors import BadInputError
@@ -15,6 +15,10 @@ from passes.export.make_stateful import MakeStatefulPass
 from passes.export.openvino import ExportOpenvinoPass
 from passes.export.slice_lm_head import SliceLmHeadPass
 from passes.export.stitch import StitchPass
+from passes.onnx.export import ExportOnnxPass
+from passes.onnx.slice_lm_head import SliceLmHeadOnnxPass
+from passes.onnx.stitch import StitchOnnxPass
+from passes.onnx.transfer import TransferOnnxPass
 from passes.split import Block, Component, SplitPass, TensorShapes
 
 __all__ = ["LLM_PRECISIONS", "VISION_PRECISIONS", "ComponentPlan", "Options", "Plan", "make_plan"]
@@ -30,6 +34,7 @@ _BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 8.1, "int8-ptq": 8.1}
 class Options:
     """What the user asks for; the defaults are the command line's."""
 
+    target: Literal["openvino", "onnx"] = "openvino"
     llm: str = "int4-awq"
     vision: str = "int8-ptq"
     group_size: int = 64
@@ -54,7 +59,11 @@ class ComponentPlan:
         sensitivity: runs first on the blocks that go to 4 bit, if only a share of their weights may.
         block_pass: runs on every block; blocks that are only exported are not stored on their own.
         quantize: runs on the stitched component, if at all.
-        graph_passes: run on the stitched graph.
+        stitch: joins the blocks.
+        graph_passes: run on the stitched OpenVINO graph.
+        transfer: takes what compression has made for OpenVINO over into another target's graph.
+        slice_lm_head: runs on the stitched ONNX graph.
+        openvino: for another target, the plan of the component whose weights are taken over, where it is quantized whole.
         fallbacks: layers that cannot be compressed as asked, and what they get instead.
         size_before: bytes of the component's tensors in the checkpoint.
         size_after: estimate in bytes.
@@ -63,23 +72,35 @@ class ComponentPlan:
     component: Component
     precision: str
     sensitivity: MeasureSensitivityPass | None
-    block_pass: BlockPass | ExportOpenvinoPass
+    block_pass: BlockPass | ExportOpenvinoPass | ExportOnnxPass
     quantize: QuantizeInt8PtqPass | None
+    stitch: StitchPass | StitchOnnxPass
     graph_passes: tuple[GraphPass, ...]
+    transfer: TransferOnnxPass | None
+    slice_lm_head: SliceLmHeadOnnxPass | None
+    openvino: ComponentPlan | None
     fallbacks: tuple[str, ...]
     size_before: int
     size_after: int
 
     @property
+    def target(self) -> str:
+        """What kind of graph is made."""
+        return "onnx" if isinstance(self.stitch, StitchOnnxPass) else "openvino"
+
+    @property
     def passes(self) -> tuple[Pass, ...]:
         """All passes in the order they run."""
-        first: list[Pass] = [SplitPass()]
-        if not isinstance(self.block_pass, ExportOpenvinoPass):
-            first.append(ExportOpenvinoPass("f32"))
-        if self.sensitivity:
-            first.append(self.sensitivity)
-        last: tuple[Pass, ...] = (self.quantize,) if self.quantize else ()
-        return (*first, self.block_pass, StitchPass(), *self.graph_passes, *last)
+        if self.openvino is not None:
+            first = list(self.openvino.passes)
+        else:
+            first = [SplitPass()]
+            if isinstance(self.block_pass, BlockPass):
+                first.append(ExportOpenvinoPass("f32"))
+            first += [step for step in (self.sensitivity, self.block_pass) if step is not None]
+        last = (self.transfer, self.stitch, *self.graph_passes, self.slice_lm_head)
+        quantize = self.quantize if self.openvino is None else None
+        return (*first, *(step for step in (*last, quantize) if step is not None))
 
     @property
     def ranked(self) -> tuple[int, ...]:
@@ -140,39 +161,68 @@ def make_plan(
     """
     plans = []
     for component in components:
-        precision = options.llm if component.side == "language" else options.vision
-        if not any(len(shapes[block.kind][name]) > 1 for block in component.blocks for name in block.tensors):
-            precision = "fp32"  # nothing to compress
-        block_pass, quantize = _passes(precision, options)
-        graph_passes: list[GraphPass] = []
-        if component.state:
-            graph_passes.append(MakeStatefulPass())
-        if component.logits and options.logits == "last":
-            graph_passes.append(SliceLmHeadPass())
-        fallbacks: list[str] = []
-        before = after = 0
-        for block in component.blocks:
-            for parameter, tensor in block.tensors.items():
-                info = checkpoint.tensors[names[tensor]]
-                before += info.size * (4 if info.dtype == "F32" else 2)
-                bits, fallback = _weight_bits(precision, block_pass, block, tensor, shapes[block.kind][parameter])
-                after += int(info.size * bits / 8)
-                if fallback:
-                    fallbacks.append(fallback)
-        plans.append(
-            ComponentPlan(
-                component,
-                precision,
-                _sensitivity(block_pass, options.samples),
-                block_pass,
-                quantize,
-                tuple(graph_passes),
-                tuple(fallbacks),
-                before,
-                after,
-            )
-        )
+        plan = _plan_component(options, checkpoint, component, names, shapes)
+        plans.append(_for_onnx(plan, options) if options.target == "onnx" else plan)
     return Plan(tuple(plans), tuple(unused))
+
+
+def _plan_component(
+    options: Options,
+    checkpoint: Checkpoint,
+    component: Component,
+    names: dict[str, str],
+    shapes: dict[str, TensorShapes],
+) -> ComponentPlan:
+    """The plan for OpenVINO."""
+    precision = options.llm if component.side == "language" else options.vision
+    if not any(len(shapes[block.kind][name]) > 1 for block in component.blocks for name in block.tensors):
+        precision = "fp32"  # nothing to compress
+    block_pass, quantize = _passes(precision, options)
+    graph_passes: list[GraphPass] = []
+    if component.state:
+        graph_passes.append(MakeStatefulPass())
+    if component.logits and options.logits == "last":
+        graph_passes.append(SliceLmHeadPass())
+    fallbacks: list[str] = []
+    before = after = 0
+    for block in component.blocks:
+        for parameter, tensor in block.tensors.items():
+            info = checkpoint.tensors[names[tensor]]
+            before += info.size * (4 if info.dtype == "F32" else 2)
+            bits, fallback = _weight_bits(precision, block_pass, block, tensor, shapes[block.kind][parameter])
+            after += int(info.size * bits / 8)
+            if fallback:
+                fallbacks.append(fallback)
+    return ComponentPlan(
+        component=component,
+        precision=precision,
+        sensitivity=_sensitivity(block_pass, options.samples),
+        block_pass=block_pass,
+        quantize=quantize,
+        stitch=StitchPass(),
+        graph_passes=tuple(graph_passes),
+        transfer=None,
+        slice_lm_head=None,
+        openvino=None,
+        fallbacks=tuple(fallbacks),
+        size_before=before,
+        size_after=after,
+    )
+
+
+def _for_onnx(plan: ComponentPlan, options: Options) -> ComponentPlan:
+    """The same component as an ONNX graph, with the weights that compression makes for OpenVINO."""
+    component = plan.component
+    exported = isinstance(plan.block_pass, ExportOpenvinoPass) and plan.quantize is None
+    return replace(
+        plan,
+        block_pass=ExportOnnxPass(plan.block_pass.dtype) if exported else plan.block_pass,  # type: ignore[union-attr]
+        stitch=StitchOnnxPass(),
+        graph_passes=(),
+        transfer=None if exported else TransferOnnxPass(),
+        slice_lm_head=SliceLmHeadOnnxPass() if component.logits and options.logits == "last" else None,
+        openvino=plan if plan.quantize is not None else None,
+    )
 
 
 def _passes(precision: str, options: Options) -> tuple[BlockPass | ExportOpenvinoPass, QuantizeInt8PtqPass | None]:
@@ -203,7 +253,9 @@ def _passes(precision: str, options: Options) -> tuple[BlockPass | ExportOpenvin
 def _sensitivity(block_pass: Pass, samples: int) -> MeasureSensitivityPass | None:
     if isinstance(block_pass, CompressInt4Pass) and block_pass.ratio < 1:
         if not samples:
-            raise BadInputError("--ratio below 1 ranks the layers on calibration samples: use --samples 64, or --ratio 1")
+            raise BadInputError(
+                "--ratio below 1 ranks the layers on calibration samples: use --samples 64, or --ratio 1"
+            )
         return MeasureSensitivityPass(block_pass.group_size)
     return None
 

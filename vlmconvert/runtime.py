@@ -15,8 +15,9 @@ import numpy as np
 from manifests.io import read_manifest
 from passes.flow import run_components
 from passes.split import Component, handed_over
-from vlmconvert.engines import Value, open_engine
+from vlmconvert.engines import Engine, Value
 from vlmconvert.families import family_module
+from vlmconvert.targets import graph_file, target_module
 
 __all__ = ["Runner", "Timings", "end_tokens"]
 
@@ -55,7 +56,7 @@ class Runner:
         self.config = _read_json(folder / "config.json")
         self.ends = end_tokens(folder)
         self._pad = _generation(folder).get("pad_token_id", self.ends[0])
-        self._engine = open_engine(self.manifest.target, device, ov_config, cache_dir)
+        self._engine: Engine = target_module(self.manifest.target).open_engine(device, ov_config, cache_dir)
         self.device = self._engine.device
         self.components: tuple[Component, ...] = self.family.components(self.config)
         self._handed: dict[str, Value] = {}
@@ -67,10 +68,8 @@ class Runner:
             if component.host_step is None or name not in component.host_step.outputs
         )
         self.graphs = {
-            component.name: self._engine.open(
-                folder / f"{component.stems[self.manifest.target]}{self._engine.suffix}", self.shared
-            )
-            for component in self.components
+            record.name: self._engine.open(folder / graph_file(record), self.shared)
+            for record in self.manifest.components
         }
         self._values: dict[str, Value] = {}
         self._encoded: dict[str, tuple[str, dict[str, Value]]] = {}

@@ -13,6 +13,7 @@ from manifests.model import Manifest
 from manifests.verify import Check, failed, passed, skipped, verify_files, verify_manifest
 from passes.split import Component
 from vlmconvert.families import family_module
+from vlmconvert.targets import graph_file, target_module
 
 __all__ = ["verify"]
 
@@ -24,7 +25,7 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Chec
 
     Args:
         folder: the artifact.
-        device: OpenVINO device to run it on.
+        device: of the artifact's runtime.
         run: whether it is run at all, which takes the memory that using it takes; all else is read in small pieces.
 
     Raises:
@@ -42,20 +43,19 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Chec
         yield check
     components = _components(folder, manifest)
     for record in manifest.components:
-        xml = next(folder / file.path for file in record.files if file.path.endswith(".xml"))
+        graph = folder / graph_file(record)
+        target = target_module(record.format)
         broken = [file.path for file in record.files if f"{record.name}, {file.path}" in damaged]
-        if not xml.is_file() or not xml.with_suffix(".bin").is_file() or any(path.endswith(".xml") for path in broken):
+        if graph.name in broken or not all((folder / file.path).is_file() for file in record.files):
             yield skipped("blocks", record.name, f"not with a damaged {broken[0]}")
         elif record.name not in components:
             yield skipped("blocks", record.name, f"{_CONFIG} does not describe this component")
         else:
-            yield from _blocks(record, components[record.name], xml, damaged=bool(broken))
+            yield from _blocks(record, components[record.name], graph, damaged=bool(broken))
         if broken:
             yield skipped("graph", record.name, f"not with a damaged {broken[0]}")
         else:
-            from passes.validate.graphs import verify_graph
-
-            yield from verify_graph(record, xml)
+            yield from target.verify_graph(record, graph)
     if not run:
         yield skipped("run", ".", "not asked for")
     elif damaged:
@@ -74,14 +74,12 @@ def _components(folder: Path, manifest: Manifest) -> dict[str, Component]:
     return {component.name: component for component in components}
 
 
-def _blocks(record: ComponentRecord, component: Component, xml: Path, damaged: bool) -> Iterator[Check]:
+def _blocks(record: ComponentRecord, component: Component, graph: Path, damaged: bool) -> Iterator[Check]:
     """Compare the constants of each block with the manifest."""
-    from passes.export.checksums import block_checksums
-
     try:
-        checksums = block_checksums(xml, component)
+        checksums: dict[str, str] = target_module(record.format).block_checksums(graph, component)
     except (ElementTree.ParseError, KeyError, ValueError, VlmConvertError) as error:
-        yield failed("blocks", record.name, f"{xml.name} cannot be read: {error}")
+        yield failed("blocks", record.name, f"{graph.name} cannot be read: {error}")
         return
     names = [*record.blocks, *(checksums.keys() - record.blocks.keys())]
     findings = [
@@ -95,7 +93,7 @@ def _blocks(record: ComponentRecord, component: Component, xml: Path, damaged: b
 
 
 def _run(folder: Path, device: str) -> Check:
-    """Open the artifact in OpenVINO and ask it a few tokens of text."""
+    """Open the artifact in its runtime and ask it a few tokens of text."""
     import numpy as np
 
     from vlmconvert.runtime import Runner

@@ -144,7 +144,9 @@ class CompressInt4AwqPass(CompressInt4Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data_free and self.scale_estimation:
-            raise BadInputError("scale estimation needs calibration samples: use --no-scale-estimation, or --samples 64")
+            raise BadInputError(
+                "scale estimation needs calibration samples: use --no-scale-estimation, or --samples 64"
+            )
 
     def needs_activations(self, role: str) -> bool:
         return self.in_4_bit(role) and not self.data_free

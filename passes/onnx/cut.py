@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from manifests.errors import ConversionError
+from passes.chain import Compute
+from passes.onnx.engine import OnnxEngine
 from passes.onnx.file import read
 from passes.onnx.stitch import value_name
 from passes.split import Block, Component
@@ -13,15 +19,38 @@ from passes.split import Block, Component
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["cut"]
+__all__ = ["OnnxArtifactBlocks", "cut"]
 
+_OUTPUT = ".out"
 _ELEMENT_TYPES = {"f32": 1, "i32": 6, "i64": 7}
+
+
+@dataclass(frozen=True)
+class OnnxArtifactBlocks:
+    """The blocks of an artifact as they are shipped.
+
+    Attributes:
+        graphs: component -> its .onnx.
+    """
+
+    graphs: Mapping[str, Path]
+
+    def compute(self, component: Component, block: Block) -> Compute:
+        """See `passes.chain.BlockModels`."""
+        path = self.graphs[component.name]
+        engine = OnnxEngine(cut(path, component, block), path.parent)
+
+        def compute(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name.removesuffix(_OUTPUT): value.numpy() for name, value in engine.infer(values).items()}
+
+        return compute
 
 
 def cut(path: Path, component: Component, block: Block) -> onnx.ModelProto:
     """A block as it is shipped; its weights stay in the artifact's .data file.
 
-    Its inputs and outputs are in the order of the kind's ports and named after them.
+    Its inputs and outputs are in the order of the kind's ports and named after them, outputs with `.out` behind: a block
+    takes and returns hidden states.
 
     Raises:
         ConversionError: if the graph has lost a value at the block's border.
@@ -53,7 +82,7 @@ def cut(path: Path, component: Component, block: Block) -> onnx.ModelProto:
         needed.update(makers[name].output)
         pending += makers[name].input
     nodes = [node for node in graph.node if needed.intersection(node.output)]
-    names = border | {name: port for port, name in results.items()}
+    names = border | {name: f"{port}{_OUTPUT}" for port, name in results.items()}
     read_names = {name for node in nodes for name in node.input}
     for node in nodes:
         for values in (node.input, node.output):
@@ -62,7 +91,10 @@ def cut(path: Path, component: Component, block: Block) -> onnx.ModelProto:
         nodes,
         f"{component.name}/{block.name}",
         [helper.make_tensor_value_info(port.name, _ELEMENT_TYPES[port.dtype], port.shape) for port in kind.inputs],
-        [helper.make_tensor_value_info(port.name, _ELEMENT_TYPES[port.dtype], None) for port in kind.outputs],
+        [
+            helper.make_tensor_value_info(f"{port.name}{_OUTPUT}", _ELEMENT_TYPES[port.dtype], None)
+            for port in kind.outputs
+        ],
         [constant for constant in graph.initializer if constant.name in read_names],
     )
     return helper.make_model(part, opset_imports=model.opset_import, ir_version=model.ir_version)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manifests.errors import ConversionError
+from passes.chain import Compute, openvino_compute
 from passes.export.stitch import tensor_name
 from passes.split import Block, Component
 
@@ -27,8 +28,12 @@ class ArtifactBlocks:
 
     graphs: Mapping[str, Path]
 
+    def compute(self, component: Component, block: Block) -> Compute:
+        """See `passes.chain.BlockModels`."""
+        return openvino_compute(self.model(component, block))
+
     def model(self, component: Component, block: Block) -> ov.Model:
-        """See `passes.chain.BlockModels`. The weights of other blocks stay on disk.
+        """A block's graph, its inputs and outputs named after the kind's ports. The weights of other blocks stay on disk.
 
         Raises:
             ConversionError: if the graph has lost a tensor at the block's border.

@@ -25,7 +25,7 @@ def family_command(family: str) -> click.Command:
 
     @click.command(
         name=family,
-        help=f"""Convert a {family} checkpoint to OpenVINO.
+        help=f"""Convert a {family} checkpoint to OpenVINO or ONNX.
 
         CHECKPOINT is a local folder or a hub id{without}.
 
@@ -39,6 +39,13 @@ def family_command(family: str) -> click.Command:
     @click.argument("checkpoint", required=False)
     @click.option(
         "-o", "--output", type=click.Path(path_type=Path), help="Folder to write; named after the model by default."
+    )
+    @click.option(
+        "--target",
+        type=click.Choice(("openvino", "onnx")),
+        default="openvino",
+        show_default=True,
+        help="Runtime that the graphs are made for.",
     )
     @click.option(
         "--llm", type=click.Choice(_LLM), default="int4-awq", show_default=True, help="Precision of the language model."

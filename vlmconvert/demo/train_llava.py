@@ -128,7 +128,11 @@ RECIPE = Recipe(
     build_processor,
     build_model,
     # Long conversations teach the language first, then many images.
-    (Phase(1500, 24, 9, 1e-3, 2500), Phase(4000, 48, 2, 8e-4, 2500)),
+    (
+        Phase(1500, 24, 9, 1e-3, 2500),
+        Phase(2500, 48, 2, 8e-4, 2500),
+        Phase(3250, 48, 2, 5e-4, 750),
+    ),
     _patch_features,
     vision_steps=1500,
 )

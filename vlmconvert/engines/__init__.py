@@ -8,20 +8,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["Engine", "Graph", "Value", "open_engine"]
+__all__ = ["Engine", "Graph", "Value"]
 
 # An array on the host, or a tensor of the engine's own, which may lie on a device.
 Value = Any
 
 
 class Graph(Protocol):
-    """One graph, ready to run; it keeps its inputs and its state between calls."""
+    """One graph, ready to run; it keeps its state between calls."""
 
     def __call__(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Run the graph.
 
         Args:
-            values: inputs by name; one that is left out, or the very object of the last call, keeps its value.
+            values: inputs by name; others are left aside.
 
         Returns:
             The outputs by name, which the next call may overwrite.
@@ -34,10 +34,9 @@ class Graph(Protocol):
 
 
 class Engine(Protocol):
-    """A runtime on one device; `suffix` ends the names of its graphs."""
+    """A runtime on one device."""
 
     device: str
-    suffix: str
 
     def open(self, file: Path, shared: Collection[str] = ()) -> Graph:
         """Get a graph ready.
@@ -54,22 +53,3 @@ class Engine(Protocol):
     def to_host(self, value: Value) -> np.ndarray:
         """A value as an array that the next call does not overwrite."""
         ...
-
-
-def open_engine(
-    target: str, device: str = "CPU", ov_config: Mapping[str, Any] | None = None, cache_dir: Path | None = None
-) -> Engine:
-    """The engine of a target.
-
-    Args:
-        target: as in the manifest.
-        device: a device name of the runtime.
-        ov_config: options of the runtime.
-        cache_dir: where OpenVINO keeps compiled models.
-
-    Raises:
-        BadInputError: if the runtime does not have the device.
-    """
-    from vlmconvert.engines.openvino import OpenvinoEngine
-
-    return OpenvinoEngine(device, ov_config, cache_dir)

@@ -31,8 +31,6 @@ class OpenvinoEngine:
         BadInputError: if none of the devices is there.
     """
 
-    suffix = ".xml"
-
     def __init__(
         self, device: str = "CPU", ov_config: Mapping[str, Any] | None = None, cache_dir: Path | None = None
     ) -> None:

@@ -17,7 +17,7 @@ from passes.split import Block, Component, Kind
 
 
 class Awkward(nn.Module):
-    """A table look-up, then two layers with GELU between them; `ids` [batch, sequence] -> [batch, sequence, 24]."""
+    """A table look-up, then two layers with SiLU between them; `ids` [batch, sequence] -> [batch, sequence, 24]."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Awkward(nn.Module):
         self.fc2 = nn.Linear(inner, 24, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(self.table(ids))))
+        return self.fc2(nn.functional.silu(self.fc1(self.table(ids))))
 
 
 def awkward(_config, width: int, inner: int) -> nn.Module:
