@@ -76,14 +76,14 @@ def open_describer(folder: Path) -> LocalDescriber:
     """
     from vlmconvert.dequantized import dequantized_model
     from vlmconvert.families import FAMILIES, family_module
-    from vlmconvert.runtime import Runner, end_tokens
+    from vlmconvert.runtime import end_tokens, open_runner
 
     model: Model
     family = str(read_config(folder)["model_type"]).replace("_", "-")
-    if (folder / DESCRIPTION_NAME).is_file():
+    if (folder / MANIFEST_NAME).is_file():
+        model = open_runner(folder)
+    elif (folder / DESCRIPTION_NAME).is_file():  # made by msmodelslim itself
         model = dequantized_model(folder, _KEPT_WEIGHTS)
-    elif (folder / MANIFEST_NAME).is_file():
-        model = Runner(folder)
     elif family in FAMILIES:
         model = family_module(family).reference(folder)
     else:

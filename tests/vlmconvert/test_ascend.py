@@ -36,7 +36,7 @@ def convert(source, folder, run, **options):
     return write_ascend(checkpoint, inspect(checkpoint, run), AscendOptions(**options), folder, run)
 
 
-@pytest.mark.parametrize("engine", ["own", "msmodelslim"])
+@pytest.mark.parametrize("engine", ["vlmconvert", "msmodelslim"])
 @pytest.mark.parametrize("family", CLASSES)
 def test_both_engines_write_a_folder_that_runtimes_open(tmp_path, run, family, engine):
     source = write_checkpoint(tmp_path / "in", family, tied=True)
@@ -100,7 +100,7 @@ def test_options_are_refused_before_any_weight_is_read(tmp_path, run, options, m
         plan_ascend(checkpoint, architecture, AscendOptions(**options))
 
 
-@pytest.mark.parametrize("engine", ["own", "msmodelslim"])
+@pytest.mark.parametrize("engine", ["vlmconvert", "msmodelslim"])
 def test_nonfinite_weights_are_refused_by_both_engines(tmp_path, run, engine):
     source = write_checkpoint(tmp_path / "in")
     name = "multi_modal_projector.linear_1.weight"
