@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from manifests.model import FileRecord
 
-__all__ = ["file_record", "sha256_file", "write_atomically"]
+__all__ = ["CHUNKS_AHEAD", "file_record", "sha256_file", "write_atomically", "write_hashed"]
+
+# Chunks that `write_hashed` may still be hashing when it asks for the next one.
+CHUNKS_AHEAD = 4
 
 
 def sha256_file(path: Path) -> str:
@@ -30,3 +36,22 @@ def write_atomically(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+
+
+def write_hashed(path: Path, chunks: Iterable[bytes | memoryview], size: int) -> FileRecord:
+    """Write `chunks` of `size` bytes together, while another thread hashes what was written.
+
+    The memory of a chunk may be used again when `CHUNKS_AHEAD` + 1 others have followed it.
+    """
+    checksum = hashlib.sha256()
+    with path.open("wb") as stream, ThreadPoolExecutor(1) as thread:
+        if size:
+            # Makes writing several times faster, and a full disk fails here.
+            os.posix_fallocate(stream.fileno(), 0, size)
+        hashed: deque[Future[None]] = deque()
+        for data in chunks:
+            if len(hashed) == CHUNKS_AHEAD:
+                hashed.popleft().result()
+            hashed.append(thread.submit(checksum.update, data))
+            stream.write(data)
+    return FileRecord(path=path.name, size=size, sha256=checksum.hexdigest())

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from manifests.run_plan import RunPlan
+
 __all__ = [
     "SCHEMA_VERSION",
     "Calibration",
@@ -19,7 +21,7 @@ __all__ = [
     "Validation",
 ]
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
@@ -75,11 +77,11 @@ class Requirements(_Record):
 
 
 class Component(_Record):
-    """One graph that is shipped."""
+    """One graph that is shipped, or all weights of a model whose graph the runtime has."""
 
     name: str
     role: str
-    format: Literal["openvino", "onnx"]
+    format: Literal["openvino", "onnx", "ascend-w8a16"]
     precision: str = Field(description="the precision that was asked for, such as int4-awq")
     files: list[FileRecord]
     inputs: list[Port]
@@ -121,10 +123,13 @@ class Manifest(_Record):
     schema_version: str = SCHEMA_VERSION
     name: str
     family: str
-    target: Literal["openvino", "onnx"]
+    target: Literal["openvino", "onnx", "ascend"]
     source: Source
     components: list[Component]
     assets: list[FileRecord]
     calibration: Calibration | None
     validation: list[Validation]
     environment: dict[str, str]
+    run_plan: RunPlan | None = Field(
+        default=None, description="how an Ascend artifact is started, and the memory it takes"
+    )

@@ -130,6 +130,16 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         for value in sorted({value for value in values if values.count(value) > 1}):
             yield f"{kind} {value} is listed twice"
     for component in manifest.components:
+        suffixes = sorted(Path(record.path).suffix for record in component.files)
+        if component.format == "ascend-w8a16":
+            if set(suffixes) != {".json", ".safetensors"}:
+                yield f"component {component.name} does not have weights and their description"
+            continue
         expected = {"openvino": [".bin", ".xml"], "onnx": [".data", ".onnx"]}[component.format]
-        if sorted(Path(record.path).suffix for record in component.files) != expected:
+        if suffixes != expected:
             yield f"component {component.name} does not have one {expected[1]} and one {expected[0]}"
+    formats = {component.format.split("-")[0] for component in manifest.components}
+    if formats - {manifest.target}:
+        yield f"the target is {manifest.target}, and components are of {', '.join(sorted(formats - {manifest.target}))}"
+    if (manifest.run_plan is not None) != (manifest.target == "ascend"):
+        yield "a run plan goes with the target ascend, and with no other"

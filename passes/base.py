@@ -41,6 +41,7 @@ _REGISTRY = {
     "compress-int8": "passes.compress.weights:CompressInt8Pass",
     "compress-int4": "passes.compress.weights:CompressInt4Pass",
     "compress-int4-awq": "passes.compress.weights:CompressInt4AwqPass",
+    "compress-w8a16": "passes.compress.w8a16:CompressW8A16Pass",
     "quantize-int8-ptq": "passes.compress.int8_ptq:QuantizeInt8PtqPass",
     "validate-blocks": "passes.validate.blocks:ValidateBlocksPass",
     "validate-parity": "passes.validate.parity:ValidateParityPass",

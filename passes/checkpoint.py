@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,24 @@ from manifests.errors import BadInputError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Checkpoint", "TensorInfo", "fetch_checkpoint", "open_checkpoint", "read_config"]
+__all__ = [
+    "FLOAT_DTYPES",
+    "Checkpoint",
+    "TensorInfo",
+    "fetch_checkpoint",
+    "open_checkpoint",
+    "read_config",
+    "read_header",
+]
 
-_DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
+FLOAT_DTYPES = ("F32", "F16", "BF16")
+_DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
 _HEADER_LIMIT = 100_000_000  # the same limit as the safetensors library's
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `dtype` is F32, F16 or BF16, `offset` counts from the start of the file, in bytes."""
+    """Where one tensor lies: `dtype` is F32, F16, BF16 or I8, `offset` counts from the start of the file, in bytes."""
 
     file: str
     dtype: str
@@ -65,7 +74,7 @@ class Checkpoint:
         import numpy as np
 
         info = self.tensors[name]
-        stored = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[info.dtype]
+        stored = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8}[info.dtype]
         values = np.fromfile(self.folder / info.file, dtype=stored, count=info.size, offset=info.offset)
         if values.size != info.size:
             raise BadInputError(
@@ -138,14 +147,13 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
         BadInputError: if the config or a weight file is missing, damaged, unsafe or of a kind that is not read.
     """
     config = read_config(folder)
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    if method := _quantization(folder, config):
         raise BadInputError(
             f"{folder} is already quantized ({method}): give the float checkpoint that it was made from"
         )
     tensors: dict[str, TensorInfo] = {}
     for file, names in _weight_files(folder).items():
-        header = _read_header(folder, file)
+        header = read_header(folder, file)
         if names is not None and (missing := sorted(names - header.keys())):
             raise BadInputError(
                 f"{folder / file} lacks tensor {missing[0]}, which the index places there "
@@ -170,6 +178,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or "model_type" not in config:
         raise BadInputError(f"{folder / 'config.json'} names no model_type: give an unmodified checkpoint folder")
     return config
+
+
+def _quantization(folder: Path, config: dict[str, Any]) -> str | None:
+    """How a folder's weights were quantized, if its config or its files say so."""
+    if config.get("quantization_config"):
+        return str(config["quantization_config"].get("quant_method", "unknown"))
+    # What msmodelslim and MindIE write.
+    if config.get("quantize"):
+        return str(config["quantize"])
+    return next((path.name for path in sorted(folder.glob("quant_model_description*.json"))), None)
 
 
 def _read_json(path: Path, why: str) -> Any:
@@ -214,7 +232,17 @@ def _weight_files(folder: Path) -> dict[str, set[str] | None]:
     raise BadInputError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json: fetch the weights")
 
 
-def _read_header(folder: Path, file: str) -> dict[str, TensorInfo]:
+def read_header(folder: Path, file: str, dtypes: Sequence[str] = FLOAT_DTYPES) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file.
+
+    Args:
+        folder: where it lies.
+        file: its name.
+        dtypes: what is accepted.
+
+    Raises:
+        BadInputError: if it is damaged, or holds a tensor of another dtype.
+    """
     path = folder / file
     damaged = f"{path} is not a whole safetensors file"
     size = path.stat().st_size
@@ -235,9 +263,10 @@ def _read_header(folder: Path, file: str) -> dict[str, TensorInfo]:
             dtype, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         except (KeyError, TypeError, ValueError) as error:
             raise BadInputError(f"{damaged} (entry {name} is malformed): fetch the file again") from error
-        if dtype not in _DTYPE_SIZES:
+        if dtype not in dtypes:
+            mend = "convert the checkpoint again" if "I8" in dtypes else "give the float checkpoint"
             raise BadInputError(
-                f"{path}: tensor {name} has dtype {dtype}, expected F32, F16 or BF16: give the float checkpoint"
+                f"{path}: tensor {name} has dtype {dtype}, expected {', '.join(dtypes[:-1])} or {dtypes[-1]}: {mend}"
             )
         info = TensorInfo(file, dtype, shape, 8 + length + first)
         if last - first != info.byte_size or first < 0:

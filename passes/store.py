@@ -24,11 +24,16 @@ _LIBRARIES = ("numpy", "nncf", "openvino", "pillow", "safetensors", "torch", "tr
 _MORE = {
     "openvino": ("openvino-tokenizers",),
     "onnx": ("onnx", "onnx-ir", "onnxscript"),
+    "msmodelslim": ("msmodelslim",),
 }
 
 
 def library_versions(target: str = "openvino") -> dict[str, str]:
-    """Installed versions of the libraries that a result depends on; read from metadata, nothing is imported."""
+    """Installed versions of the libraries that a result depends on; read from metadata, nothing is imported.
+
+    Args:
+        target: what is made, or `msmodelslim` for what that engine makes.
+    """
     versions = {}
     for name in (*_LIBRARIES, *_MORE.get(target, ())):
         try:

@@ -78,6 +78,7 @@ def write_checkpoint(
     layer: int | list[int] = -2,
     strategy: str = "default",
     dtype: torch.dtype = torch.bfloat16,
+    tied: bool = False,
     text_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> Path:
@@ -89,6 +90,7 @@ def write_checkpoint(
         text, vision: model types of the two sides.
         layer, strategy: vision_feature_layer and vision_feature_select_strategy.
         dtype: of the weights.
+        tied: whether the LM head shares the embeddings' values.
         text_options: further entries of the text config.
         options: further entries of the config.
     """
@@ -107,8 +109,11 @@ def write_checkpoint(
         bos_token_id=tokens.bos_token_id,
         eos_token_id=tokens.eos_token_id,
         pad_token_id=tokens.pad_token_id,
+        **({"tie_word_embeddings": True} if tied else {}),
         **(text_options or {}),
     )
+    if tied:
+        options["tie_word_embeddings"] = True
     vision_config = AutoConfig.for_model(
         f"{vision}_vision_model",
         hidden_size=48,

@@ -33,7 +33,7 @@ from vlmconvert.bench import BenchRequest, bench
 from vlmconvert.blocks import block_errors
 from vlmconvert.console import Reporter, format_size
 from vlmconvert.evaluate import EvaluationRequest, evaluate, load_questions
-from vlmconvert.runtime import Runner
+from vlmconvert.runtime import open_runner
 
 __all__ = ["CheckRequest", "check", "check_table"]
 
@@ -88,9 +88,14 @@ class _Party:
 
     @property
     def graphs(self) -> Path | None:
-        """The folder, if its graphs are there and it can answer."""
+        """The folder, if its graphs or weights are there and it can answer."""
         files = [record.path for component in self.manifest.components for record in component.files]
         return self.folder if self.folder and all((self.folder / path).exists() for path in files) else None
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its graphs are there and can be cut into blocks."""
+        return self.graphs is not None and self.manifest.target != "ascend"
 
 
 def check(request: CheckRequest, reporter: Reporter) -> CheckReport:
@@ -102,11 +107,11 @@ def check(request: CheckRequest, reporter: Reporter) -> CheckReport:
     artifact, baseline = _party(request.folder), _party(request.baseline)
     if artifact.graphs is None:
         raise BadInputError(f"{request.folder} lacks files that its manifest names: convert the checkpoint again")
-    _check_request(request, baseline)
+    _check_request(request, artifact, baseline)
     data, quality = _quality(request, artifact, baseline, reporter)
     if request.max_kl is not None and baseline.graphs is not None:
         quality.append(_divergence(request, request.max_kl, artifact.graphs, baseline.graphs, reporter))
-    both = artifact.graphs is not None and baseline.graphs is not None
+    both = artifact.has_blocks and baseline.has_blocks
     errors: list[BlockError] = []
     if both and (request.max_block_error is not None or not all(item.passed for item in quality)):
         errors = _block_errors(request, artifact, baseline, reporter)
@@ -152,8 +157,13 @@ def _party(path: Path) -> _Party:
     return _Party(path.resolve().name, read_manifest(path), path)
 
 
-def _check_request(request: CheckRequest, baseline: _Party) -> None:
-    """Refuse limits that the baseline has nothing for, before any work."""
+def _check_request(request: CheckRequest, artifact: _Party, baseline: _Party) -> None:
+    """Refuse limits that a side has nothing for, before any work."""
+    for party in (artifact, baseline):
+        if request.max_block_error is not None and party.manifest.target == "ascend":
+            raise BadInputError(
+                f"--max-block-error cuts graphs into blocks, and {party.label} is for Ascend and has none: use --max-kl"
+            )
     if baseline.graphs is not None:
         return
     limits = {
@@ -303,7 +313,7 @@ def _divergence(request: CheckRequest, limit: float, artifact: Path, baseline: P
     _samples, questions = load_questions(request.data or "scenes", request.samples, seed=0)
     processor = load_processor(baseline)
     first, second = (
-        Runner(folder, request.device, request.ov_config, request.cache_dir) for folder in (baseline, artifact)
+        open_runner(folder, request.device, request.ov_config, request.cache_dir) for folder in (baseline, artifact)
     )
     values = []
     with reporter.stage("KL from the baseline", -(-len(questions) // _BATCH)) as step:

@@ -9,30 +9,31 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.table import Table
 
 from calibration.scenes import Split
 from calibration.sources import load_samples
 from manifests.errors import BadInputError
-from manifests.files import file_record, write_atomically
+from manifests.files import write_atomically
 from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, read_manifest, write_manifest
-from manifests.model import Calibration, Manifest, Source, Validation
-from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
-from passes.store import Store, library_versions
+from manifests.model import Calibration, FileRecord, Manifest, Source, Validation
+from passes.checkpoint import Checkpoint, fetch_checkpoint, open_checkpoint, read_config
+from passes.store import Store
 from passes.validate.accuracy import ValidateAccuracyPass
 from passes.validate.parity import ValidateParityPass
-from vlmconvert.artifact import processor_files
+from vlmconvert.artifact import Contents
+from vlmconvert.ascend import AscendConversion, AscendOptions
 from vlmconvert.console import Reporter, format_size
 from vlmconvert.families import check_family, demo_checkpoint, family_module
-from vlmconvert.genai import GENAI_FILES, write_genai_files
-from vlmconvert.pipeline import Built, Conversion
-from vlmconvert.plan import Options, Plan
-from vlmconvert.reference import reference_model
+from vlmconvert.pipeline import Conversion, Helper
+from vlmconvert.plan import Options, PlanLine
+from vlmconvert.reference import Opened, reference_model
 from vlmconvert.targets import check_installed
 
 if TYPE_CHECKING:
+    from calibration.sources import SampleSet
     from passes.validate.protocol import Batch
 
 __all__ = ["Request", "convert"]
@@ -47,7 +48,7 @@ class Request:
     family: str
     model: str | None
     output: Path | None
-    options: Options
+    options: Options | AscendOptions
     store: Path
     workers: int = 2
     revision: str | None = None
@@ -58,6 +59,50 @@ class Request:
     validation_samples: int = 200
     max_kl: float = 1.0
     max_drop: float = 1.0
+
+
+class _Plan(Protocol):
+    """What will be done, as far as a person is told."""
+
+    @property
+    def lines(self) -> tuple[PlanLine, ...]: ...
+
+    @property
+    def unused_tensors(self) -> tuple[str, ...]: ...
+
+    @property
+    def size_after(self) -> int: ...
+
+    @property
+    def disk(self) -> int: ...
+
+
+class _Work(Opened, Protocol):
+    """One run for any target: `vlmconvert.pipeline.Conversion` or `vlmconvert.ascend.AscendConversion`.
+
+    Attributes:
+        helper: the process that made it, if it still runs.
+        source_files: what the checkpoint consists of.
+        samples: what compression has looked at.
+    """
+
+    helper: Helper
+    source_files: list[FileRecord]
+
+    @property
+    def samples(self) -> SampleSet | None: ...
+
+    @property
+    def plan(self) -> _Plan: ...
+
+    @property
+    def environment(self) -> dict[str, str]: ...
+
+    def check_disk(self, output: Path) -> None: ...
+
+    def build(self) -> None: ...
+
+    def write(self, output: Path) -> Contents: ...
 
 
 def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
@@ -83,11 +128,9 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     check(folder)
     checkpoint = open_checkpoint(folder, model if revision else None, revision)
     check_installed(request.options.target)
-    name = f"{Path(checkpoint.model).name}-{request.options.target}-{request.options.llm}-{request.options.vision}"
+    name = f"{Path(checkpoint.model).name}-{request.options.label}"
     output = request.output or Path(name)
-    conversion = Conversion(
-        request.family, checkpoint, request.options, Store(request.store), request.workers, reporter
-    )
+    conversion = _open(request, checkpoint, reporter)
     reporter.table(_plan_table(conversion.plan, checkpoint.dtype))
     for line in _plan_notes(conversion.plan):
         reporter.say(line)
@@ -97,11 +140,12 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
         return None, True
     conversion.check_disk(output)
 
-    built = conversion.build()
+    conversion.build()
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        manifest = _assemble(conversion, built, staging, name, family.ARCHITECTURE)
+        contents = conversion.write(staging)
+        manifest = _manifest(conversion, contents, request, name, family.ARCHITECTURE)
         write_manifest(manifest, staging)
         if request.validate:
             manifest = manifest.model_copy(update={"validation": _validate(request, conversion, staging, reporter)})
@@ -113,12 +157,12 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     seconds = time.monotonic() - start
     log = {
         "seconds": round(seconds, 1),
-        "components": {item.plan.component.name: round(item.seconds, 1) for item in built},
+        "components": {component: round(taken, 1) for component, taken in contents.seconds.items()},
     }
     write_atomically(
         output / RUN_LOG, json.dumps({**log, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, indent=2) + "\n"
     )
-    reporter.table(_result_table(manifest, built))
+    reporter.table(_result_table(manifest, conversion.plan.lines, contents.seconds))
     failed = [item for item in manifest.validation if not item.passed]
     for item in failed:
         reporter.say(
@@ -128,24 +172,21 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     return output, not failed
 
 
-def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: str, architecture: str) -> Manifest:
-    """Fill the staging folder with everything but manifest and card."""
-    checkpoint = conversion.checkpoint
-    components = conversion.records(built, staging)
-    write_atomically(staging / "config.json", json.dumps(conversion.config, indent=2, sort_keys=True) + "\n")
-    for path in processor_files(checkpoint.folder):
-        shutil.copyfile(path, staging / path.name)
-    if conversion.options.target == "openvino" and family_module(conversion.family).TOKENIZER_GRAPHS:
-        conversion.helper.run(write_genai_files, staging)
-        conversion.helper.close()
-    names = ["config.json", *GENAI_FILES, *(path.name for path in processor_files(staging))]
-    paths = [staging / name for name in dict.fromkeys(names)]
-    assets = [file_record(path, staging) for path in paths if path.exists()]
-    samples = conversion.samples
+def _open(request: Request, checkpoint: Checkpoint, reporter: Reporter) -> _Work:
+    """Check everything on metadata, and plan."""
+    if isinstance(request.options, AscendOptions):
+        return AscendConversion(request.family, checkpoint, request.options, reporter)
+    store = Store(request.store)
+    return Conversion(request.family, checkpoint, request.options, store, request.workers, reporter)
+
+
+def _manifest(conversion: _Work, contents: Contents, request: Request, name: str, architecture: str) -> Manifest:
+    """The manifest before validation."""
+    checkpoint, samples = conversion.checkpoint, conversion.samples
     return Manifest(
         name=name,
         family=conversion.family,
-        target=conversion.options.target,
+        target=request.options.target,
         source=Source(
             model=checkpoint.model,
             revision=checkpoint.revision,
@@ -153,8 +194,8 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
             dtype=checkpoint.dtype,
             files=conversion.source_files,
         ),
-        components=components,
-        assets=assets,
+        components=contents.components,
+        assets=contents.assets,
         calibration=None
         if samples is None
         else Calibration(
@@ -165,19 +206,20 @@ def _assemble(conversion: Conversion, built: list[Built], staging: Path, name: s
             seed=samples.seed,
         ),
         validation=[],
-        environment=library_versions(conversion.options.target),
+        environment=conversion.environment,
+        run_plan=contents.run_plan,
     )
 
 
-def _validate(request: Request, conversion: Conversion, staging: Path, reporter: Reporter) -> list[Validation]:
+def _validate(request: Request, conversion: _Work, staging: Path, reporter: Reporter) -> list[Validation]:
     """Load the staged artifact as a user would, and measure it beside the checkpoint."""
     from calibration.inputs import load_processor
-    from vlmconvert.runtime import Runner
+    from vlmconvert.runtime import open_runner
 
     with reporter.stage("loading checkpoint and artifact"):
         processor = load_processor(staging)
         reference = reference_model(conversion, conversion.plan.size_after)
-        artifact = Runner(staging)
+        artifact = open_runner(staging)
     batches = list(_batches(processor, request.validation_samples))
     vision = next(component.name for component in conversion.components if component.side == "vision")
     sides = (vision, conversion.components[-1].name)
@@ -207,7 +249,7 @@ def _batches(processor: Any, count: int, size: int = 25) -> Iterator[Batch]:
         yield Batch(arrays, tuple(sample.turns[0][1] for sample in chosen))
 
 
-def _check_output(output: Path, conversion: Conversion, force: bool) -> None:
+def _check_output(output: Path, conversion: _Work, force: bool) -> None:
     """Refuse an output that holds something else, before any work."""
     if force or not output.exists():
         return
@@ -219,11 +261,11 @@ def _check_output(output: Path, conversion: Conversion, force: bool) -> None:
     if not (output / MANIFEST_NAME).exists():
         raise BadInputError(f"{output} exists and vlmconvert did not write it: {mend}")
     existing = read_manifest(output)
-    planned = {item.component.name: [str(step) for step in item.passes] for item in conversion.plan.components}
+    planned = {line.name: list(line.passes) for line in conversion.plan.lines}
     if (
         {item.name: item.passes for item in existing.components} != planned
         or existing.source.files != conversion.source_files
-        or existing.environment != library_versions(conversion.options.target)
+        or existing.environment != conversion.environment
     ):
         raise BadInputError(f"{output} holds a different result: {mend}")
 
@@ -261,34 +303,28 @@ def _write_model_card(manifest: Manifest, folder: Path) -> None:
     model_card(manifest).save(folder / "README.md")
 
 
-def _plan_table(plan: Plan, dtype: str) -> Table:
+def _plan_table(plan: _Plan, dtype: str) -> Table:
     table = Table(title=f"Plan ({dtype} checkpoint)", title_justify="left")
     for column in ("component", "precision", "blocks", "passes"):
         table.add_column(column, overflow="fold")
     for column in ("size before", "after (about)"):
         table.add_column(column, justify="right")
-    for item in plan.components:
-        table.add_row(
-            item.component.name,
-            item.precision,
-            str(len(item.component.blocks)),
-            "\n".join(str(step) for step in item.passes),
-            format_size(item.size_before),
-            format_size(item.size_after),
-        )
+    for line in plan.lines:
+        sizes = (format_size(line.size_before), format_size(line.size_after))
+        table.add_row(line.name, line.precision, str(line.blocks), "\n".join(line.passes), *sizes)
     return table
 
 
-def _plan_notes(plan: Plan) -> Iterator[str]:
+def _plan_notes(plan: _Plan) -> Iterator[str]:
     yield f"disk: about {format_size(plan.disk)} at the fullest"
-    for item in plan.components:
-        for fallback in item.fallbacks:
+    for line in plan.lines:
+        for fallback in line.fallbacks:
             yield f"fallback: {fallback}"
     if plan.unused_tensors:
         yield f"not read: {len(plan.unused_tensors)} tensors of the checkpoint, such as {plan.unused_tensors[0]}"
 
 
-def _result_table(manifest: Manifest, built: list[Built]) -> Table:
+def _result_table(manifest: Manifest, lines: tuple[PlanLine, ...], seconds: dict[str, float]) -> Table:
     table = Table(title=manifest.name, title_justify="left")
     table.add_column("component")
     table.add_column("precision")
@@ -299,28 +335,28 @@ def _result_table(manifest: Manifest, built: list[Built]) -> Table:
         values = [item.value for item in manifest.validation if item.metric == "kl" and item.component == component]
         return f"{values[0]:.2g}" if values else "-"
 
-    for record, item in zip(manifest.components, built, strict=True):
+    for record, line in zip(manifest.components, lines, strict=True):
         table.add_row(
             record.name,
             record.precision,
-            format_size(item.plan.size_before),
+            format_size(line.size_before),
             format_size(sum(file.size for file in record.files)),
             kl(record.name),
             "",
             "",
-            f"{item.seconds:.1f} s",
+            f"{seconds[record.name]:.1f} s",
         )
     accuracy = next((item for item in manifest.validation if item.metric == "exact_match"), None)
     table.add_section()
     table.add_row(
         "artifact",
         "",
-        format_size(sum(item.plan.size_before for item in built)),
+        format_size(sum(line.size_before for line in lines)),
         format_size(sum(file.size for record in manifest.components for file in record.files)),
         kl("artifact"),
         f"{accuracy.reference:.1%}" if accuracy and accuracy.reference is not None else "-",
         f"{accuracy.value:.1%}" if accuracy else "-",
-        f"{sum(item.seconds for item in built):.1f} s",
+        f"{sum(seconds.values()):.1f} s",
     )
     return table
 

@@ -46,7 +46,7 @@ from vlmconvert.families import check_family, demo_checkpoint
 from vlmconvert.pipeline import Conversion
 from vlmconvert.plan import Options
 from vlmconvert.reference import reference_model
-from vlmconvert.runtime import Runner, end_tokens
+from vlmconvert.runtime import end_tokens, open_runner
 
 __all__ = [
     "DEFAULT_METRICS",
@@ -239,10 +239,10 @@ def _block_errors(
     request: EvaluationRequest, conversion: Conversion, samples: SampleSet, reporter: Reporter
 ) -> list[BlockError]:
     """Each block beside the checkpoint's, on the first samples; kept in the store like the answers."""
-    if not request.block_samples:
+    manifest = read_manifest(request.folder)
+    if not request.block_samples or manifest.target == "ascend":  # an Ascend artifact has no graphs to cut into blocks
         return []
     few = samples.first(request.block_samples)
-    manifest = read_manifest(request.folder)
     key = digest(
         "block errors", _VERSION, manifest_digest(manifest), conversion.identity, few.digest, library_versions()
     )
@@ -300,7 +300,7 @@ def _answer_artifact(
         for component in manifest.components
         for record in component.files
     ]
-    runner = cache(lambda: Runner(request.folder, request.device, request.ov_config, request.cache_dir))
+    runner = cache(lambda: open_runner(request.folder, request.device, request.ov_config, request.cache_dir))
     ends = end_tokens(request.folder)
     answered = []
     with reporter.stage("artifact: answering", len(batches)) as step:

@@ -23,7 +23,7 @@ __all__ = ["MeasuredProcess", "Repeat", "Side", "torch_name"]
 
 @dataclass(frozen=True)
 class Side:
-    """What a process opens: an artifact in OpenVINO, or a checkpoint in PyTorch through transformers.
+    """What a process opens: an artifact in its runtime, or a checkpoint in PyTorch through transformers.
 
     Attributes:
         folder: a folder with a manifest is an artifact.
@@ -143,7 +143,7 @@ class _Artifact:
     def open(self) -> Opened:
         import openvino as ov
 
-        from vlmconvert.runtime import Runner
+        from vlmconvert.runtime import open_runner
 
         start = time.perf_counter()
         # Reading is timed apart, because compiling reads again what it compiles.
@@ -153,7 +153,7 @@ class _Artifact:
                 if record.path.endswith(".xml"):  # ONNX Runtime reads and compiles in one go
                     core.read_model(self._side.folder / record.path)
         read = time.perf_counter()
-        self._runner = Runner(self._side.folder, self._side.device, self._side.ov_config, self._side.cache_dir)
+        self._runner = open_runner(self._side.folder, self._side.device, self._side.ov_config, self._side.cache_dir)
         done = time.perf_counter()
         return Opened(read - start, max(0.0, done - read - (read - start)))
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from vlmconvert.runtime import Runner
+from vlmconvert.runtime import open_runner
 
 __all__ = ["VisionLanguageModel"]
 
@@ -46,7 +46,7 @@ class VisionLanguageModel(GenerationMixin):
         ov_config: Mapping[str, Any] | None = None,
         cache_dir: Path | None = None,
     ) -> None:
-        self.runner = Runner(folder, device, ov_config, cache_dir)
+        self.runner = open_runner(folder, device, ov_config, cache_dir)
         self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         self.generation_config = (
             GenerationConfig.from_pretrained(folder, local_files_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from huggingface_hub import ModelCard, ModelCardData
 
 from manifests.model import Manifest
+from manifests.run_plan import RunPlan
 from vlmconvert.console import format_size
 
 __all__ = ["model_card"]
@@ -19,7 +20,7 @@ def model_card(manifest: Manifest) -> ModelCard:
         pipeline_tag="image-text-to-text",
         tags=[manifest.target, "vlmconvert", manifest.family],
     )
-    kind = {"openvino": "OpenVINO IR", "onnx": "ONNX"}[manifest.target]
+    kind = {"openvino": "OpenVINO IR", "onnx": "ONNX", "ascend": "W8A16 weights for Ascend NPUs"}[manifest.target]
     components = "\n".join(
         f"| {item.name} | {item.precision} | {format_size(sum(file.size for file in item.files))} | "
         f"{', '.join(f'{count:,} {dtype}' for dtype, count in item.weights.items())} |"
@@ -66,7 +67,26 @@ pip install vlmconvert
 vlmconvert run FOLDER --image photo.jpg --prompt "What is in the image?"
 ```
 
-The graphs are ordinary {kind}; `manifest.json` lists their inputs, outputs and state, the passes that made them and
-the versions of the libraries that did the work.
+{_runtimes(manifest.run_plan) if manifest.run_plan else _graphs(kind)}
 """
     )
+
+
+def _graphs(kind: str) -> str:
+    return (
+        f"The graphs are ordinary {kind}; `manifest.json` lists their inputs, outputs and state, the passes that made them and\n"
+        "the versions of the libraries that did the work."
+    )
+
+
+def _runtimes(plan: RunPlan) -> str:
+    """Each runtime's line for the fewest cards; the manifest has the others."""
+    parts = ["That computes the artifact without an NPU. On NPUs:"]
+    for runtime in plan.runtimes:
+        least = min(runtime.world_sizes, key=lambda size: size.cards)
+        memory = f"{format_size(least.weights)} of weights and {format_size(least.cache)} of cache on each"
+        parts.append(f"{runtime.runtime}, {least.cards} card{'s' if least.cards > 1 else ''}, {memory}:")
+        parts.append(f"```bash\n{least.command}\n```")
+    parts += [f"- {note}" for note in plan.notes]
+    parts.append("`manifest.json` has the lines and the memory for every number of cards that the model divides over.")
+    return "\n\n".join(parts)

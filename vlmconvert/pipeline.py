@@ -8,7 +8,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from calibration.activations import BlockInputs
 from calibration.inputs import write_inputs
 from calibration.sources import SampleSet, load_samples
-from manifests.errors import BadInputError
 from manifests.files import file_record, write_atomically
 from manifests.model import Component as ComponentRecord
 from manifests.model import FileRecord
@@ -35,9 +33,10 @@ from passes.export.template import BlockSource, Templates, prepare
 from passes.split import Block, Component, SplitPass
 from passes.store import Store, digest, library_versions
 from vlmconvert import families
-from vlmconvert.artifact import processor_files
+from vlmconvert.artifact import Contents, check_disk, check_processor, processor_files, source_names
+from vlmconvert.assets import write_assets
 from vlmconvert.console import Reporter
-from vlmconvert.families import FAMILIES, family_module
+from vlmconvert.families import FAMILIES, complete_config, family_module
 from vlmconvert.plan import ComponentPlan, Options, Plan, make_plan
 from vlmconvert.targets import target_module
 
@@ -102,16 +101,16 @@ class Conversion:
         self.reporter = reporter
         self.helper = Helper()
         module = FAMILIES[family]
-        self._check_processor(family_module(family).PROCESSOR_FILES)
+        check_processor(checkpoint.folder, family_module(family).PROCESSOR_FILES)
         with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)) - 1)) as threads:
             # The weights' hashes name the results in the store. They are made, and what this process needs next is imported,
             # while the helper traces the blocks with a core to itself.
             threads.submit(importlib.import_module, "openvino")
             records = threads.map(
-                lambda name: file_record(checkpoint.folder / name, checkpoint.folder), self._source_names()
+                lambda name: file_record(checkpoint.folder / name, checkpoint.folder), source_names(checkpoint)
             )
             self.templates = Templates(self._prepare(f"{module}:components"))
-            self.config = self._complete_config()
+            self.config = complete_config(family, self.templates.config, self.templates.names, checkpoint)
             self.components: tuple[Component, ...] = family_module(family).components(self.config)
             in_config = set(family_module(family).CONFIG_TENSORS.values())
             unused = [
@@ -129,69 +128,51 @@ class Conversion:
             library_versions(),
         )
         self.samples: SampleSet | None = None
+        self.built: list[Built] = []
         # Set while building for ONNX: the traced kinds, and finished components for OpenVINO whose weights are taken over.
         self.onnx_traces = Path()
         self.openvino_folders: dict[str, Path] = {}
 
+    @property
+    def names(self) -> dict[str, str]:
+        """In-memory tensor name -> name in the checkpoint's files."""
+        return self.templates.names
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Versions of the libraries that the result depends on."""
+        return library_versions(self.options.target)
+
     def check_disk(self, output: Path) -> None:
-        """Refuse to start if the plan will not fit, in the store and at the output.
+        """Refuse to start if the plan will not fit, in the store and at the output."""
+        check_disk(self.plan.disk, {"--output": output.parent, "--store": self.store.root})
 
-        Raises:
-            BadInputError: with the bytes that are missing.
-        """
-        for place in {self.store.root, output.parent}:
-            existing = next(path for path in (place, *place.resolve().parents) if path.exists())
-            free = shutil.disk_usage(existing).free
-            if free < self.plan.disk:
-                raise BadInputError(
-                    f"{place} has {free / 1e9:.1f} GB free, and the plan needs about {self.plan.disk / 1e9:.1f} GB: free some "
-                    "space, or choose other places with --output and --store"
-                )
-
-    def build(self) -> list[Built]:
-        """Make every component; what the store already has is taken from there."""
+    def build(self) -> None:
+        """Make every component in the store; what it already has is taken from there."""
         chain = self._calibrate() if self.plan.calibrates_llm or self.plan.calibrates_vision else None
         if self.options.target == "onnx":
             self.onnx_traces = self._trace_for_onnx()
         # What torch's exporter imports leaves semaphores behind in a process that is killed.
         self.helper.close(wait=self.options.target == "onnx")
-        built = [self._build_component(item, chain) for item in self.plan.components]
+        self.built = [self._build_component(item, chain) for item in self.plan.components]
         if chain is not None:
             chain.clear()
             self.store.remove(chain.samples.name)
-        return built
 
-    def records(self, built: list[Built], output: Path) -> list[ComponentRecord]:
+    def write(self, output: Path) -> Contents:
+        """Put what was built into an existing empty folder, and all that goes with it."""
+        seconds = {item.plan.component.name: item.seconds for item in self.built}
+        return Contents(self._records(output), write_assets(self, output), seconds)
+
+    def _records(self, output: Path) -> list[ComponentRecord]:
         """Put finished components into `output` and describe them from the files themselves."""
-        for item in built:
+        for item in self.built:
             for record in item.files:
                 place = target_module(item.plan.target).place_file
                 place(item.folder / record.path, output / record.path)
-        return [target_module(item.plan.target).describe_component(item.plan, item.files, output) for item in built]
-
-    def _complete_config(self) -> dict[str, Any]:
-        """The config with every default, and with those tensors that runtimes look for in it."""
-        names = self.templates.names
-        tensors = family_module(self.family).CONFIG_TENSORS
-        missing = [name for name in tensors.values() if name not in names]
-        if missing:
-            raise BadInputError(f"{self.checkpoint.folder} lacks tensor {missing[0]}: fetch the checkpoint again")
-        return self.templates.config | {
-            key: self.checkpoint.read(names[name]).tolist() for key, name in tensors.items()
-        }
-
-    def _source_names(self) -> list[str]:
-        names = ["config.json", *self.checkpoint.weight_files]
-        names += [path.name for path in processor_files(self.checkpoint.folder)]
-        return sorted(set(names))
-
-    def _check_processor(self, required: tuple[tuple[str, ...], ...]) -> None:
-        folder = self.checkpoint.folder
-        for alternatives in required:
-            if not any((folder / name).is_file() for name in alternatives):
-                raise BadInputError(
-                    f"{folder} lacks {' or '.join(alternatives)}: copy the processor's files from the model's page"
-                )
+        return [
+            target_module(item.plan.target).describe_component(item.plan, item.files, output) for item in self.built
+        ]
 
     def _prepare(self, describe: str) -> Path:
         folder = self.checkpoint.folder

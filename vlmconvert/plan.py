@@ -21,7 +21,7 @@ from passes.onnx.stitch import StitchOnnxPass
 from passes.onnx.transfer import TransferOnnxPass
 from passes.split import Block, Component, SplitPass, TensorShapes
 
-__all__ = ["LLM_PRECISIONS", "VISION_PRECISIONS", "ComponentPlan", "Options", "Plan", "make_plan"]
+__all__ = ["LLM_PRECISIONS", "VISION_PRECISIONS", "ComponentPlan", "Options", "Plan", "PlanLine", "make_plan"]
 
 LLM_PRECISIONS = ("fp32", "fp16", "int8", "int4", "int4-awq")
 VISION_PRECISIONS = ("fp32", "fp16", "int8", "int8-ptq")
@@ -49,6 +49,32 @@ class Options:
     vision_samples: int = 100
     sequence_length: int = 0
     seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """What the default name of an artifact says of them."""
+        return f"{self.target}-{self.llm}-{self.vision}"
+
+
+@dataclass(frozen=True)
+class PlanLine:
+    """What a person is shown of a component before any work starts.
+
+    Attributes:
+        blocks: how many.
+        passes: canonical lines, in the order they run.
+        fallbacks: layers that cannot be compressed as asked, and what they get instead.
+        size_before: bytes of the component's tensors in the checkpoint.
+        size_after: estimate in bytes.
+    """
+
+    name: str
+    precision: str
+    blocks: int
+    passes: tuple[str, ...]
+    fallbacks: tuple[str, ...]
+    size_before: int
+    size_after: int
 
 
 @dataclass(frozen=True)
@@ -123,6 +149,22 @@ class Plan:
 
     components: tuple[ComponentPlan, ...]
     unused_tensors: tuple[str, ...]
+
+    @property
+    def lines(self) -> tuple[PlanLine, ...]:
+        """The components as a person is shown them."""
+        return tuple(
+            PlanLine(
+                name=item.component.name,
+                precision=item.precision,
+                blocks=len(item.component.blocks),
+                passes=tuple(str(step) for step in item.passes),
+                fallbacks=item.fallbacks,
+                size_before=item.size_before,
+                size_after=item.size_after,
+            )
+            for item in self.components
+        )
 
     @property
     def calibrates_llm(self) -> bool:

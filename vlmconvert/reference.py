@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmconvert.families import family_module
 
 if TYPE_CHECKING:
+    from passes.checkpoint import Checkpoint
+    from passes.split import Component
     from passes.validate.protocol import Model
-    from vlmconvert.pipeline import Conversion
 
-__all__ = ["reference_model"]
+__all__ = ["Opened", "reference_model"]
 
 
-def reference_model(conversion: Conversion, beside: int) -> Model:
+class Opened(Protocol):
+    """An opened checkpoint.
+
+    Attributes:
+        family: its name.
+        checkpoint: the tensors.
+        config: the completed config.
+        components: what it splits into.
+    """
+
+    family: str
+    checkpoint: Checkpoint
+    config: dict[str, Any]
+    components: tuple[Component, ...]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """In-memory tensor name -> name in the checkpoint's files."""
+        ...
+
+
+def reference_model(opened: Opened, beside: int) -> Model:
     """The checkpoint in float32.
 
     Args:
-        conversion: the opened checkpoint with its components.
+        opened: the checkpoint with its components.
         beside: bytes that the artifact takes in memory at the same time.
 
     Returns:
@@ -25,8 +47,8 @@ def reference_model(conversion: Conversion, beside: int) -> Model:
     """
     import psutil
 
-    family = family_module(conversion.family)
-    checkpoint = conversion.checkpoint
+    family = family_module(opened.family)
+    checkpoint = opened.checkpoint
     free = 0.8 * psutil.virtual_memory().available - beside
     if sum(4 * info.size for info in checkpoint.tensors.values()) <= free:
         model: Model = family.reference(checkpoint.folder)
@@ -37,9 +59,9 @@ def reference_model(conversion: Conversion, beside: int) -> Model:
     keep = max(0, int(free / 2))
     return StreamedModel(
         checkpoint,
-        conversion.templates.names,
-        conversion.config,
-        conversion.components,
+        opened.names,
+        opened.config,
+        opened.components,
         family.inputs,
         family.next_inputs,
         keep,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from manifests.errors import BadInputError
 from manifests.io import read_manifest
 from passes.flow import run_components
 from passes.split import Component, handed_over
@@ -19,7 +21,7 @@ from vlmconvert.engines import Engine, Value
 from vlmconvert.families import family_module
 from vlmconvert.targets import graph_file, target_module
 
-__all__ = ["Runner", "Timings", "end_tokens"]
+__all__ = ["ArtifactRunner", "Runner", "Timings", "end_tokens", "open_runner"]
 
 
 @dataclass
@@ -31,7 +33,77 @@ class Timings:
     other_tokens: list[float] = field(default_factory=list)
 
 
-class Runner:
+class ArtifactRunner(ABC):
+    """What every way to run an artifact shares.
+
+    Args:
+        folder: the artifact; its manifest says what it holds.
+
+    Raises:
+        BadInputError: if the folder is no artifact.
+    """
+
+    device: str
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = read_manifest(folder)
+        self.family = family_module(self.manifest.family)
+        self.config = _read_json(folder / "config.json")
+        self.ends = end_tokens(folder)
+        self._pad = _generation(folder).get("pad_token_id", self.ends[0])
+        self.timings = Timings()
+
+    @property
+    @abstractmethod
+    def handed(self) -> dict[str, np.ndarray]:
+        """Copies of what the vision side handed to the language side in the last prefill."""
+
+    @abstractmethod
+    def encode_images(self, processed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the vision side makes of processor outputs with images, by name."""
+
+    @abstractmethod
+    def prefill(
+        self, processed: dict[str, np.ndarray], handed: dict[str, np.ndarray] | None = None, beams: int = 1
+    ) -> np.ndarray:
+        """Start a sequence from processor outputs.
+
+        Args:
+            processed: as the checkpoint's processor gives them, as numpy arrays.
+            handed: what the vision side hands to the language side, instead of running it.
+            beams: rows of `processed` that follow each other and are one prompt.
+
+        Returns:
+            Logits [batch, 1 or sequence, vocabulary], float32.
+        """
+
+    @abstractmethod
+    def step(self, tokens: np.ndarray, beam_idx: np.ndarray | None = None) -> np.ndarray:
+        """Append one token to every row.
+
+        Args:
+            tokens: [batch].
+            beam_idx: [batch], the row that each row goes on from; its own by default.
+
+        Returns:
+            Logits [batch, 1, vocabulary], float32.
+        """
+
+    def generate(self, processed: dict[str, np.ndarray], max_new_tokens: int) -> Iterator[np.ndarray]:
+        """Greedy decoding: yields tokens [batch] until every row has ended; rows that ended get their padding token."""
+        logits = self.prefill(processed)
+        ended = np.zeros(logits.shape[0], bool)
+        for position in range(max_new_tokens):
+            tokens = logits[:, -1].argmax(axis=-1)
+            tokens[ended] = self._pad
+            yield tokens
+            ended |= np.isin(tokens, self.ends)
+            if ended.all() or position == max_new_tokens - 1:
+                return
+            logits = self.step(tokens)
+
+
+class Runner(ArtifactRunner):
     """An artifact in the runtime of its target.
 
     Args:
@@ -51,11 +123,7 @@ class Runner:
         ov_config: Mapping[str, Any] | None = None,
         cache_dir: Path | None = None,
     ) -> None:
-        self.manifest = read_manifest(folder)
-        self.family = family_module(self.manifest.family)
-        self.config = _read_json(folder / "config.json")
-        self.ends = end_tokens(folder)
-        self._pad = _generation(folder).get("pad_token_id", self.ends[0])
+        super().__init__(folder)
         self._engine: Engine = target_module(self.manifest.target).open_engine(device, ov_config, cache_dir)
         self.device = self._engine.device
         self.components: tuple[Component, ...] = self.family.components(self.config)
@@ -73,10 +141,9 @@ class Runner:
         }
         self._values: dict[str, Value] = {}
         self._encoded: dict[str, tuple[str, dict[str, Value]]] = {}
-        self.timings = Timings()
 
     def encode_images(self, processed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the vision side makes of processor outputs with images, by name."""
+        """See `ArtifactRunner`."""
         values = self.family.inputs(processed, self.config)
         vision = tuple(component for component in self.components if component.side == "vision")
         known = run_components(vision, values, self._prepare, self._run)
@@ -85,7 +152,7 @@ class Runner:
 
     @property
     def handed(self) -> dict[str, np.ndarray]:
-        """Copies of what the vision side handed to the language side in the last prefill."""
+        """See `ArtifactRunner`."""
         return {name: self._engine.to_host(value) for name, value in self._handed.items()}
 
     def prefill(
@@ -94,18 +161,10 @@ class Runner:
         handed: dict[str, np.ndarray] | None = None,
         beams: int = 1,
     ) -> np.ndarray:
-        """Start a sequence from processor outputs.
+        """See `ArtifactRunner`.
 
         Outputs of one graph become inputs of the next where they lie; images that equal those of the last call are not
         encoded again.
-
-        Args:
-            processed: as the checkpoint's processor gives them, as numpy arrays.
-            handed: what the vision side hands to the language side, instead of running it.
-            beams: rows of `processed` that follow each other and are one prompt.
-
-        Returns:
-            Logits [batch, 1 or sequence, vocabulary], float32.
         """
         self.timings = Timings()
         values = self.family.inputs({name: value[::beams] for name, value in processed.items()}, self.config)
@@ -117,32 +176,11 @@ class Runner:
         return logits
 
     def step(self, tokens: np.ndarray, beam_idx: np.ndarray | None = None) -> np.ndarray:
-        """Append one token to every row.
-
-        Args:
-            tokens: [batch].
-            beam_idx: [batch], the row that each row goes on from; its own by default.
-
-        Returns:
-            Logits [batch, 1, vocabulary], float32.
-        """
+        """See `ArtifactRunner`."""
         start = time.perf_counter()
         logits = self._logits(self.family.next_inputs(self._values, tokens), beam_idx=beam_idx)
         self.timings.other_tokens.append(time.perf_counter() - start)
         return logits
-
-    def generate(self, processed: dict[str, np.ndarray], max_new_tokens: int) -> Iterator[np.ndarray]:
-        """Greedy decoding: yields tokens [batch] until every row has ended; rows that ended get their padding token."""
-        logits = self.prefill(processed)
-        ended = np.zeros(logits.shape[0], bool)
-        for position in range(max_new_tokens):
-            tokens = logits[:, -1].argmax(axis=-1)
-            tokens[ended] = self._pad
-            yield tokens
-            ended |= np.isin(tokens, self.ends)
-            if ended.all() or position == max_new_tokens - 1:
-                return
-            logits = self.step(tokens)
 
     def _logits(self, values: Mapping[str, Value], beams: int = 1, beam_idx: np.ndarray | None = None) -> np.ndarray:
         def compute(component: Component, inputs: dict[str, Value]) -> dict[str, Value]:
@@ -180,6 +218,28 @@ class Runner:
         self._encoded[component.name] = (state.hexdigest(), outputs)
         self.timings.vision += time.perf_counter() - start
         return outputs
+
+
+def open_runner(
+    folder: Path,
+    device: str = "CPU",
+    ov_config: Mapping[str, Any] | None = None,
+    cache_dir: Path | None = None,
+) -> ArtifactRunner:
+    """An artifact of any target, ready to run; see `Runner`. One for Ascend is computed in torch, without an NPU.
+
+    Raises:
+        BadInputError: if the folder is no artifact, or the options are not those of its runtime.
+    """
+    if read_manifest(folder).target != "ascend":
+        return Runner(folder, device, ov_config, cache_dir)
+    if device.upper() != "CPU" or ov_config or cache_dir is not None:
+        raise BadInputError(
+            f"{folder} is for Ascend and is computed in torch here: leave out --device, --ov-config and --cache-dir"
+        )
+    from vlmconvert.dequantized import DequantizedRunner
+
+    return DequantizedRunner(folder)
 
 
 def end_tokens(folder: Path) -> list[int]:

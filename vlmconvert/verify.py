@@ -1,4 +1,4 @@
-"""Verifying a finished artifact: files, manifest, blocks, graphs, and that it runs."""
+"""Verifying a finished artifact: files, manifest, blocks, graphs or its runtimes' rules, and that it runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from manifests.model import Component as ComponentRecord
 from manifests.model import Manifest
 from manifests.verify import Check, failed, passed, skipped, verify_files, verify_manifest
 from passes.split import Component
+from passes.validate.ascend import check_folder
 from vlmconvert.families import family_module
 from vlmconvert.targets import graph_file, target_module
 
@@ -36,11 +37,28 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Chec
     if manifest is None:
         yield skipped("file", ".", "no manifest to compare with")
         return
-    damaged = set()
+    damaged: set[str] = set()
     for check in verify_files(folder, manifest):
         if check.check == "file" and check.outcome == "failed":
             damaged.add(check.place)
         yield check
+    if manifest.target == "ascend":
+        if damaged:
+            yield skipped("rules", ".", "not with damaged files")
+        else:
+            yield from check_folder(folder)
+    else:
+        yield from _graphs(folder, manifest, damaged)
+    if not run:
+        yield skipped("run", ".", "not asked for")
+    elif damaged:
+        yield skipped("run", ".", "not with damaged files")
+    else:
+        yield _run(folder, device)
+
+
+def _graphs(folder: Path, manifest: Manifest, damaged: set[str]) -> Iterator[Check]:
+    """Compare every graph and its blocks with the manifest."""
     components = _components(folder, manifest)
     for record in manifest.components:
         graph = folder / graph_file(record)
@@ -56,12 +74,6 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Chec
             yield skipped("graph", record.name, f"not with a damaged {broken[0]}")
         else:
             yield from target.verify_graph(record, graph)
-    if not run:
-        yield skipped("run", ".", "not asked for")
-    elif damaged:
-        yield skipped("run", ".", "not with damaged files")
-    else:
-        yield _run(folder, device)
 
 
 def _components(folder: Path, manifest: Manifest) -> dict[str, Component]:
@@ -96,10 +108,10 @@ def _run(folder: Path, device: str) -> Check:
     """Open the artifact in its runtime and ask it a few tokens of text."""
     import numpy as np
 
-    from vlmconvert.runtime import Runner
+    from vlmconvert.runtime import open_runner
 
     try:
-        runner = Runner(folder, device)
+        runner = open_runner(folder, device)
         tokens = np.arange(4, dtype=np.int64)[None] % runner.config["text_config"]["vocab_size"]
         logits = runner.prefill({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
     except Exception as error:

@@ -20,9 +20,9 @@ from passes.split import Block, Component, Kind, TensorShapes
 
 if TYPE_CHECKING:
     import openvino as ov
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["BlockSource", "Templates", "prepare"]
+__all__ = ["BlockSource", "Templates", "empty_model", "in_memory_names", "load_config", "prepare"]
 
 VERSION = 1
 _CONFIG_FILE, _NAMES_FILE, _SHAPES_FILE = "config.json", "names.json", "shapes.json"
@@ -122,22 +122,14 @@ def prepare(folder: Path, tensor_names: list[str], describe: str, output: Path) 
     Raises:
         BadInputError: if transformers refuses the config.
     """
-    from transformers import AutoConfig
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise BadInputError(f"transformers refuses {folder / 'config.json'}: {reason}; mend the config") from error
+    config = load_config(folder)
     completed = config.to_dict()
     components: tuple[Component, ...] = _load(describe)(completed)
     shapes: dict[str, dict[str, list[int]]] = {}
     for component in components:
         for kind in component.kinds.values():
             shapes[kind.name] = _trace(kind, completed, output)
-    names = _in_memory_names(config, tensor_names)
+    names = in_memory_names(empty_model(config), tensor_names)
     for file, content in ((_CONFIG_FILE, completed), (_NAMES_FILE, names), (_SHAPES_FILE, shapes)):
         (output / file).write_text(json.dumps(content), encoding="utf-8")
 
@@ -147,15 +139,41 @@ def _load(reference: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _in_memory_names(config: PreTrainedConfig, tensor_names: Iterable[str]) -> dict[str, str]:
-    """In-memory name -> name in the files, by transformers' own mapping; names already in memory spelling stay."""
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The config of a checkpoint folder as transformers completes it.
+
+    Raises:
+        BadInputError: if transformers refuses it.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise BadInputError(f"transformers refuses {folder / 'config.json'}: {reason}; mend the config") from error
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The class that transformers has for a config, its weights on the meta device."""
     import torch
     from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def in_memory_names(model: PreTrainedModel, tensor_names: Iterable[str]) -> dict[str, str]:
+    """In-memory name -> name in the files, by transformers' own mapping; names already in memory spelling stay.
+
+    Raises:
+        BadInputError: if two names stand for one weight.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
     renamings = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightRenaming)]
     expected = model.state_dict()
     names: dict[str, str] = {}

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, cycle
@@ -14,6 +10,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from manifests.errors import ConversionError
+from manifests.files import CHUNKS_AHEAD, write_hashed
 from manifests.model import FileRecord
 
 if TYPE_CHECKING:
@@ -23,8 +20,6 @@ __all__ = ["Rows", "WeightBytes", "write_bytes"]
 
 # Small enough for a chunk to stay in a core's cache from reading to hashing.
 _CHUNK = 1 << 18
-# Chunks that wait to be hashed.
-_AHEAD = 4
 
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "u1", "U4": "u1", "I4": "u1"}
 _BITS = {"F32": 32, "F16": 16, "BF16": 16, "U8": 8, "I8": 8, "U4": 4, "I4": 4}
@@ -79,30 +74,18 @@ def write_bytes(path: Path, small: bytes, copies: list[tuple[WeightBytes, int]],
     Raises:
         ConversionError: if a source is too short, or a weight is beyond the range of float16.
     """
-    checksum = hashlib.sha256()
-    with path.open("wb") as stream, ThreadPoolExecutor(1) as thread:
-        if size:
-            os.posix_fallocate(
-                stream.fileno(), 0, size
-            )  # makes writing several times faster, and a full disk fails here
-        hashed: deque[Future[None]] = deque()
-        for data in chain([small], _chunks(copies, len(small))):
-            if len(hashed) == _AHEAD:
-                hashed.popleft().result()
-            hashed.append(thread.submit(checksum.update, data))
-            stream.write(data)
-    return FileRecord(path=path.name, size=size, sha256=checksum.hexdigest())
+    return write_hashed(path, chain([small], _chunks(copies, len(small))), size)
 
 
 def _chunks(copies: list[tuple[WeightBytes, int]], position: int) -> Iterator[bytes | memoryview]:
     """The bytes of the constants one after the other, with the gaps between their places filled.
 
-    A chunk is overwritten when `_AHEAD` + 1 others have followed it: fresh memory for each would take longer than the rest.
+    A chunk is overwritten when `CHUNKS_AHEAD` + 1 others have followed it: fresh memory for each would take longer than the rest.
     """
     import numpy as np
 
     raw = np.empty(_CHUNK, np.uint8)
-    buffers = cycle([np.empty(2 * _CHUNK, np.uint8) for _ in range(_AHEAD + 2)])
+    buffers = cycle([np.empty(2 * _CHUNK, np.uint8) for _ in range(CHUNKS_AHEAD + 2)])
     for source, place in copies:
         yield bytes(place - position)
         position = place + source.final_size

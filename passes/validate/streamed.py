@@ -60,6 +60,15 @@ class StreamedModel:
         return _arrays(self._handed)
 
     @torch.no_grad()
+    def encode_images(self, processed: Arrays) -> Arrays:
+        """What the vision side makes of processor outputs with images, by name."""
+        values = _tensors(self._family_inputs(processed, self._config))
+        vision = tuple(component for component in self._components if component.side == "vision")
+        known = run_components(vision, values, self._prepare, self._compute)
+        made = {port.name for component in vision for port in component.outputs}
+        return {name: value.numpy() for name, value in known.items() if name in made}
+
+    @torch.no_grad()
     def prefill(self, processed: Arrays, handed: Arrays | None = None) -> np.ndarray:
         """See `passes.validate.protocol.Model`; the logits are those of the last position."""
         self._values = _tensors(self._family_inputs(processed, self._config))
@@ -70,11 +79,21 @@ class StreamedModel:
         return logits
 
     @torch.no_grad()
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        """See `passes.validate.protocol.Model`."""
-        state = {name: self._values[name] for name in self._components[-1].state}
+    def step(self, tokens: np.ndarray, beam_idx: np.ndarray | None = None) -> np.ndarray:
+        """See `passes.validate.protocol.Model`.
+
+        Args:
+            tokens: [batch].
+            beam_idx: [batch], the row that each row goes on from; its own by default.
+        """
+        rows = slice(None) if beam_idx is None else torch.from_numpy(beam_idx.astype(np.int64))
+        state = {name: self._values[name][rows] for name in self._components[-1].state}
         self._values = _tensors(self._family_next_inputs(_arrays(self._values), tokens)) | state
         return self._logits()
+
+    def repeat_rows(self, times: int) -> None:
+        """Go on from every row of the last call `times` times, one after the other."""
+        self._values = {name: value.repeat_interleave(times, dim=0) for name, value in self._values.items()}
 
     def _logits(self) -> np.ndarray:
         self._values = run_components(self._components, self._values, self._prepare, self._compute)

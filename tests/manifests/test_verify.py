@@ -124,3 +124,19 @@ def test_unlisted_files_in_subfolders_are_found(folder):
     (path / ".cache" / "x.json").write_text("")
     checks = [check for check in verify_files(path, manifest) if check.outcome == "failed"]
     assert [(check.check, check.place) for check in checks] == [("listed", "more/model.safetensors")]
+
+
+def test_contradictions_of_an_ascend_artifact(folder):
+    path, manifest = folder
+    component = manifest.components[0].model_copy(update={"format": "ascend-w8a16"})
+    write_manifest(manifest.model_copy(update={"components": [component], "target": "ascend"}), path)
+    assert details(verify_manifest(path)[1]) == [
+        "component model does not have weights and their description",
+        "a run plan goes with the target ascend, and with no other",
+    ]
+
+
+def test_a_format_of_another_target(folder):
+    path, manifest = folder
+    write_manifest(manifest.model_copy(update={"target": "onnx"}), path)
+    assert details(verify_manifest(path)[1]) == ["the target is onnx, and components are of openvino"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import click
 
 from manifests.errors import BadInputError
 
-__all__ = ["COMMANDS", "at_least", "check_new_file", "device_options", "parse_counts", "parse_ov_config"]
+__all__ = ["COMMANDS", "at_least", "check_new_file", "device_options", "parse_counts", "parse_ov_config", "parse_size"]
 
 # Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
 COMMANDS = {
@@ -20,6 +21,8 @@ COMMANDS = {
     "check": "vlmconvert.commands.check:check",
     "bench": "vlmconvert.commands.bench:bench",
     "verify": "vlmconvert.commands.verify:verify",
+    "describe": "vlmconvert.commands.describe:describe",
+    "referee": "vlmconvert.commands.referee:referee",
     "report": "vlmconvert.commands.report:report",
 }
 
@@ -69,6 +72,19 @@ def parse_counts(name: str, text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise BadInputError(f"--{name} {text} is no list of whole numbers from 1: write it as 1,2,4")
     return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def parse_size(name: str, text: str) -> int:
+    """The bytes of a size such as 4GB, 500MB or 1000.
+
+    Raises:
+        BadInputError: if it is none.
+    """
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMG]?B?)", text.strip().upper())
+    if match is None or match[2] not in units:
+        raise BadInputError(f"--{name.replace('_', '-')} {text} is no size: write it as 4GB or 500MB")
+    return int(float(match[1]) * units[match[2]])
 
 
 def check_new_file(name: str, path: Path | None) -> None:

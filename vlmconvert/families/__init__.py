@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
 
-__all__ = ["FAMILIES", "check_family", "demo_checkpoint", "family_module"]
+if TYPE_CHECKING:
+    from passes.checkpoint import Checkpoint
+
+__all__ = ["FAMILIES", "check_family", "complete_config", "demo_checkpoint", "family_module"]
 
 # Name of the family, which is the checkpoint's model_type with hyphens -> module that describes it.
 FAMILIES = {
@@ -41,3 +45,22 @@ def check_family(name: str, config: dict[str, object], where: str) -> None:
         else f"vlmconvert converts {', '.join(FAMILIES)} models"
     )
     raise BadInputError(f"{where} is a {model_type} checkpoint, not {name}: {mend}")
+
+
+def complete_config(name: str, config: dict[str, Any], names: dict[str, str], checkpoint: Checkpoint) -> dict[str, Any]:
+    """A config with those tensors that runtimes look for in it.
+
+    Args:
+        name: of the family.
+        config: with every default.
+        names: in-memory tensor name -> name in the checkpoint's files.
+        checkpoint: holds the tensors.
+
+    Raises:
+        BadInputError: if the checkpoint lacks one.
+    """
+    tensors: dict[str, str] = family_module(name).CONFIG_TENSORS
+    missing = [tensor for tensor in tensors.values() if tensor not in names]
+    if missing:
+        raise BadInputError(f"{checkpoint.folder} lacks tensor {missing[0]}: fetch the checkpoint again")
+    return config | {key: checkpoint.read(names[tensor]).tolist() for key, tensor in tensors.items()}

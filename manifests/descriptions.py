@@ -1,0 +1,88 @@
+"""What a model says of a folder of images, and how it was asked: one JSON file a model, for a referee to compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from manifests.errors import BadInputError
+from manifests.files import write_atomically
+from manifests.model import Sha256
+
+__all__ = ["Decoding", "Description", "Descriptions", "RefereeReport", "read_descriptions", "write_descriptions"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Decoding(_Record):
+    """How every image was asked about; two files are compared only if this is equal."""
+
+    prompt: str
+    method: Literal["greedy"] = "greedy"
+    max_new_tokens: int = Field(ge=1)
+    ignore_eos: bool = False
+
+
+class Description(_Record):
+    """One image, by its name in the folder, and what was said of it."""
+
+    image: str
+    sha256: Sha256
+    text: str
+
+
+class Descriptions(_Record):
+    """A model's descriptions of all images, in the order of their names."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    model: str
+    decoding: Decoding
+    descriptions: list[Description]
+
+
+class RefereeReport(_Record):
+    """Two models' descriptions, scored by one CLIP: cosine similarity of image and text, higher is better."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    clip: str
+    decoding: Decoding
+    images: int
+    models: tuple[str, str]
+    means: tuple[float, float]
+    p_value: float = Field(description="two-sided, of equal means; paired bootstrap")
+    winner: str | None = Field(description="the model with the higher mean; null if they are equal")
+    scores: dict[str, tuple[float, float]] = Field(description="both models' score of each image")
+
+
+def write_descriptions(descriptions: Descriptions, path: Path) -> None:
+    """Write one model's file."""
+    write_atomically(path, descriptions.model_dump_json(indent=2) + "\n")
+
+
+def read_descriptions(path: Path) -> Descriptions:
+    """Read one model's file.
+
+    Raises:
+        BadInputError: if it is missing, damaged, or the plain list of answers that MindIE writes, which does not say how the
+            model was asked.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path} cannot be read ({error}): make it with vlmconvert describe") from error
+    if isinstance(data, dict) and data and all(isinstance(value, str) for value in data.values()):
+        raise BadInputError(
+            f"{path} holds answers alone, as MindIE writes them, and not how they were asked for: add that with vlmconvert "
+            f"describe --answers {path}"
+        )
+    try:
+        return Descriptions.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadInputError(f"{path}: {where}: {first['msg']}; make it again with vlmconvert describe") from error

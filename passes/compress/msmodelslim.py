@@ -1,0 +1,113 @@
+"""The same W8A16 weights by msmodelslim's own Calibrator, for those who must ship what Huawei's tool computed.
+
+It holds the whole model in memory, and writes the names of transformers' modules; what it wrote is written again under on-hub
+names. `calibrate` must run in a process of its own: to import msmodelslim changes how every pydantic model of a process
+validates and compares.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manifests.errors import BadInputError
+from passes.architecture import Architecture
+from passes.checkpoint import FLOAT_DTYPES, Checkpoint, read_header
+from passes.compress.w8a16 import CompressW8A16Pass, check_finite
+from passes.export.ascend import FLOAT, OFFSET, SCALE, W8A16, AscendWeights, Part
+from passes.export.safetensors import CHUNK, Entry, raw_chunks, ring
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["calibrate", "plan_calibrated"]
+
+_FILE = "weights.safetensors"
+_GROUP_SIZES = (0, 32, 64, 128, 256)
+
+
+def calibrate(checkpoint: Checkpoint, architecture: Architecture, options: CompressW8A16Pass, output: Path) -> None:
+    """Quantize a checkpoint with msmodelslim.
+
+    Args:
+        checkpoint: the float checkpoint.
+        architecture: its tensors' names and linear layers.
+        options: how to quantize.
+        output: an existing empty folder for what msmodelslim writes.
+
+    Raises:
+        BadInputError: if msmodelslim is not installed or does not know the group size, or a weight is NaN or infinite.
+    """
+    if options.group_size not in _GROUP_SIZES:
+        sizes = ", ".join(map(str, _GROUP_SIZES[1:]))
+        raise BadInputError(f"msmodelslim knows no --group-size {options.group_size}: choose {sizes}")
+    try:
+        from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator, QuantConfig
+    except ImportError as error:
+        raise BadInputError(
+            f"--engine msmodelslim cannot be used ({error}): install it with pip install 'vlmconvert[ascend]', or leave the option out"
+        ) from error
+    logging.getLogger("msmodelslim").setLevel(logging.ERROR)
+    for name in architecture.names.values():
+        for chunk in raw_chunks(checkpoint.folder, checkpoint.tensors[name], ring(CHUNK)):
+            check_finite(checkpoint, name, chunk)
+    model = _load(checkpoint.folder)
+    others = sorted(set(_linears(model)) - set(architecture.linears))
+    groups: dict[str, Any] = {}
+    if options.group_size:
+        groups = {"is_lowbit": True, "open_outlier": False, "group_size": options.group_size}
+    config = QuantConfig(
+        w_bit=8, a_bit=16, disable_names=others, disable_last_linear=False, dev_type="cpu", mm_tensor=False, **groups
+    )
+    calibrator = Calibrator(model, config, calib_data=[], disable_level="L0")
+    calibrator.run()
+    calibrator.save(str(output), safetensors_name=_FILE, json_name="description.json", save_type=["ascendV1"])
+
+
+def plan_calibrated(
+    checkpoint: Checkpoint, architecture: Architecture, options: CompressW8A16Pass, shard_size: int, folder: Path
+) -> AscendWeights:
+    """Lay out an artifact from what `calibrate` left in `folder`; it must stay there until the artifact is written."""
+    tensors = read_header(folder, _FILE, (*FLOAT_DTYPES, "I8"))
+
+    def part(name: str, on_hub: str, kind: str) -> Part:
+        info = tensors[name]
+
+        def chunks() -> Iterator[memoryview]:
+            return (chunk.data for chunk in raw_chunks(folder, info, ring(CHUNK)))
+
+        return Part(Entry(on_hub, info.dtype, info.shape, info.byte_size), kind, chunks)
+
+    items = []
+    for name in architecture.in_file_order(checkpoint):
+        prefix, on_hub = name.removesuffix("weight"), architecture.on_hub[name]
+        if f"{prefix}{SCALE}" in tensors:
+            ends = (SCALE, OFFSET, "weight")
+            items.append([part(f"{prefix}{end}", f"{on_hub.removesuffix('weight')}{end}", W8A16) for end in ends])
+        else:
+            items.append([part(name, on_hub, FLOAT)])
+    return AscendWeights.packed(items, shard_size, options.group_size)
+
+
+def _load(folder: Path) -> nn.Module:
+    """The model in the checkpoint's own dtype, its LM head untied: msmodelslim fails on a weight that two layers share."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype="auto", trust_remote_code=False, local_files_only=True, use_safetensors=True
+    ).eval()
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is embeddings.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    return model
+
+
+def _linears(model: nn.Module) -> list[str]:
+    from torch import nn
+
+    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]

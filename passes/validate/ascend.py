@@ -1,0 +1,397 @@
+"""The rules by which Ascend runtimes load a W8A16 folder, checked without an NPU.
+
+Each rule is a small function over the folder's metadata, named after what it asks for, and with the reader that asks: `format`
+is what the format itself promises (msmodelslim's reader), `mindie` is MindIE-LLM's ATB models (as of April 2026), `vllm-ascend`
+is vllm-ascend (as of August 2026); the rules were read from their public sources.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from manifests.errors import BadInputError
+from manifests.verify import Check, failed, passed, skipped
+from passes.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo, read_config, read_header
+from passes.export.ascend import DESCRIPTION_NAME, FLOAT, OFFSET, SCALE, W8A16
+from passes.quantized import read_description, weight_files
+
+__all__ = ["RULES", "Rule", "check_folder"]
+
+# Keys of the description that are no tensor.
+_SETTINGS = {"model_quant_type", "version", "group_size"}
+_PREFIXES = {
+    "mllama": ("vision_model.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
+    "llava": ("vision_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
+}
+_ROPE_KEYS = {
+    "type",
+    "rope_type",
+    "factor",
+    "long_factor",
+    "short_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "rope_theta",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mrope_section",
+    "mrope_interleaved",
+}
+_ROPE_TYPES = {"dynamic", "yarn", "llama3"}
+_OLD_ROPE_TYPES = {"linear", "su", "longrope", *_ROPE_TYPES}
+
+Finding = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What is read of an artifact before the rules: all of it metadata, but for scales and offsets.
+
+    `tensors` lists every place where a name stands, since a name may stand in two files.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    description: dict[str, Any]
+    tensors: dict[str, list[TensorInfo]]
+
+    @property
+    def family(self) -> str:
+        """`mllama`, or `llava` for that line of models."""
+        return "mllama" if self.config["model_type"] == "mllama" else "llava"
+
+    @property
+    def text(self) -> dict[str, Any]:
+        """The language model's config."""
+        return self.config.get("text_config") or {}
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Type of each described tensor."""
+        return {name: kind for name, kind in self.description.items() if name not in _SETTINGS}
+
+    @property
+    def quantized(self) -> list[str]:
+        """Names of the quantized linear layers."""
+        return [
+            name.removesuffix(".weight")
+            for name, kind in self.kinds.items()
+            if kind == W8A16 and name.endswith(".weight")
+        ]
+
+    def read(self, name: str) -> np.ndarray:
+        """A small tensor as float32."""
+        first = {key: places[0] for key, places in self.tensors.items()}
+        return Checkpoint(self.path.name, None, self.path, self.config, first).read(name)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One thing that a reader asks of a folder; `check` yields a place and a sentence for each way in which it is broken."""
+
+    name: str
+    reader: str
+    check: Callable[[Folder], Iterator[Finding]]
+
+
+def check_folder(folder: Path) -> Iterator[Check]:
+    """Check an artifact against every rule.
+
+    Yields:
+        A check for each finding, or one that says that a rule holds; `check` is the reader and the rule.
+    """
+    try:
+        opened = _open(folder)
+    except BadInputError as error:
+        yield failed("format: opens", folder.name, str(error))
+        return
+    yield passed("format: opens", folder.name, f"{len(opened.tensors)} tensors")
+    broken = False
+    group_size = opened.description.get("group_size", 0)
+    for rule in RULES:
+        title = f"{rule.reader}: {rule.name}"
+        if broken and rule.check in {_offsets_zero, _scales_positive}:
+            yield skipped(title, folder.name, "not with broken tensors")
+            continue
+        if group_size and rule.check is _scale_per_channel:
+            detail = f"scales for groups of {group_size} input channels: only msmodelslim's own reader opens them"
+            yield skipped(title, DESCRIPTION_NAME, detail)
+            continue
+        findings = [failed(title, place, detail) for place, detail in rule.check(opened)]
+        broken = broken or (bool(findings) and rule.check in {_described, _triples})
+        yield from findings or [passed(title, folder.name)]
+
+
+def _open(folder: Path) -> Folder:
+    config = read_config(folder)
+    description = read_description(folder)
+    tensors: dict[str, list[TensorInfo]] = {}
+    for file in weight_files(folder):
+        for name, info in read_header(folder, file, (*FLOAT_DTYPES, "I8")).items():
+            tensors.setdefault(name, []).append(info)
+    if not tensors:
+        raise BadInputError(f"{folder} holds no safetensors file: convert the checkpoint again")
+    return Folder(folder, config, description, tensors)
+
+
+def _version(folder: Folder) -> Iterator[Finding]:
+    """Readers take the layout of the first version where none is named."""
+    version = folder.description.get("version")
+    if version != "1.0.0":
+        yield DESCRIPTION_NAME, f"version is {version}, expected 1.0.0"
+
+
+def _described(folder: Folder) -> Iterator[Finding]:
+    for name in folder.tensors.keys() - folder.kinds.keys():
+        yield name, f"{DESCRIPTION_NAME} does not describe it"
+    for name in folder.kinds.keys() - folder.tensors.keys():
+        yield name, f"described in {DESCRIPTION_NAME}, and in no file"
+
+
+def _types(folder: Folder) -> Iterator[Finding]:
+    for name, kind in folder.kinds.items():
+        if kind not in {FLOAT, W8A16}:
+            yield name, f"described as {kind}, expected {FLOAT} or {W8A16}"
+        for info in folder.tensors.get(name, []):
+            if (kind == FLOAT) != (info.dtype != "I8") and name.endswith(".weight"):
+                yield name, f"described as {kind}, and stored as {info.dtype}"
+
+
+def _triples(folder: Folder) -> Iterator[Finding]:
+    for layer in folder.quantized:
+        weights = folder.tensors.get(f"{layer}.weight")
+        if weights is None:
+            continue
+        for part in (SCALE, OFFSET):
+            name = f"{layer}.{part}"
+            if name not in folder.tensors:
+                yield name, "missing"
+            elif folder.kinds.get(name) != W8A16:
+                yield name, f"described as {folder.kinds.get(name)}, expected {W8A16} as its weight"
+            else:
+                shape, rows = folder.tensors[name][0].shape, weights[0].shape[0]
+                if len(shape) != 2 or shape[0] != rows or weights[0].shape[1] % max(shape[-1], 1):
+                    yield name, f"shape {list(shape)}, expected [{rows}, groups]"
+
+
+def _offsets_zero(folder: Folder) -> Iterator[Finding]:
+    """MindIE negates the offset and vllm-ascend does not: zero alone means the same to both."""
+    for layer in folder.quantized:
+        if folder.read(f"{layer}.{OFFSET}").any():
+            yield f"{layer}.{OFFSET}", "not zero"
+
+
+def _scales_positive(folder: Folder) -> Iterator[Finding]:
+    for layer in folder.quantized:
+        scales = folder.read(f"{layer}.{SCALE}")
+        if not (np.isfinite(scales) & (scales > 0)).all():
+            yield f"{layer}.{SCALE}", "not finite and positive everywhere"
+
+
+def _duplicates(folder: Folder) -> Iterator[Finding]:
+    for name, places in folder.tensors.items():
+        if len(places) > 1:
+            yield name, f"stands in {' and '.join(info.file for info in places)}"
+
+
+def _stray_files(folder: Folder) -> Iterator[Finding]:
+    """MindIE opens every safetensors file that is not hidden, whatever the index says."""
+    listed: set[str] = set()
+    for index_file in sorted(folder.path.glob("*.safetensors.index.json")):
+        try:
+            index: dict[str, str] = json.loads(index_file.read_text(encoding="utf-8"))["weight_map"]
+        except (OSError, ValueError, KeyError) as error:
+            yield index_file.name, f"cannot be read ({error})"
+            continue
+        listed |= set(index.values())
+        for name, file in index.items():
+            if file not in {info.file for info in folder.tensors.get(name, [])}:
+                yield name, f"{index_file.name} places it in {file}, where it is not"
+    files = weight_files(folder.path)
+    expected = listed or {file for file in files if file.startswith("quant_model_weight")}
+    for file in files:
+        if file not in expected:
+            yield file, "not a weight file of this artifact"
+
+
+def _name_prefixes(folder: Folder) -> Iterator[Finding]:
+    prefixes = (*_PREFIXES[folder.family], "image_newline", "vision_resampler.")
+    for name in folder.tensors:
+        if not name.startswith(prefixes):
+            yield name, f"expected a name that begins with {', '.join(_PREFIXES[folder.family])}"
+
+
+def _every_linear(folder: Folder) -> Iterator[Finding]:
+    for layer in _linears(folder):
+        if f"{layer}.weight" not in folder.kinds:
+            yield f"{layer}.weight", f"a linear layer that {DESCRIPTION_NAME} does not describe"
+
+
+def _fused_layers(folder: Folder) -> Iterator[Finding]:
+    """Projections that a runtime computes as one must have one type."""
+    for layers in _fused(folder):
+        kinds = {layer: folder.kinds.get(f"{layer}.weight") for layer in layers}
+        if len(set(kinds.values())) > 1:
+            yield layers[0], ", ".join(f"{layer.rpartition('.')[2]} is {kind}" for layer, kind in kinds.items())
+
+
+def _shadowed_layers(folder: Folder) -> Iterator[Finding]:
+    """A layer is taken for a float one if any float weight's name begins with the layer's."""
+    floats = sorted(name for name, kind in folder.kinds.items() if kind == FLOAT and name.endswith(".weight"))
+    for layer in folder.quantized:
+        for name in floats:
+            if name.startswith(layer):
+                yield name, f"begins with the name of the quantized layer {layer}"
+
+
+def _scale_per_channel(folder: Folder) -> Iterator[Finding]:
+    for layer in folder.quantized:
+        places = folder.tensors.get(f"{layer}.{SCALE}", [])
+        if places and places[0].shape[1:] != (1,):
+            yield f"{layer}.{SCALE}", f"shape {list(places[0].shape)}, expected one scale a row"
+
+
+def _config_keys(folder: Folder) -> Iterator[Finding]:
+    config, text = folder.config, folder.text
+    dtypes = ("bfloat16",) if folder.family == "mllama" else ("float16", "bfloat16")
+    wanted: list[tuple[str, Any, Callable[[Any], bool], str]] = [
+        ("quantize", config.get("quantize"), lambda value: value == W8A16.lower(), W8A16.lower()),
+        ("text_config.quantize", text.get("quantize"), lambda value: value == W8A16.lower(), W8A16.lower()),
+        ("torch_dtype", config.get("torch_dtype"), lambda value: value in dtypes, " or ".join(dtypes)),
+        ("architectures", config.get("architectures"), bool, "the model's class"),
+        ("image_token_index", config.get("image_token_index"), lambda value: isinstance(value, int), "a token"),
+        ("vision_config", config.get("vision_config"), bool, "the vision tower's config"),
+        *(
+            (f"text_config.{key}", text.get(key), lambda value: isinstance(value, int) and value > 0, "a size")
+            for key in (
+                "vocab_size",
+                "max_position_embeddings",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+            )
+        ),
+    ]
+    if config["model_type"].startswith("llava_next"):
+        name = "text_config._name_or_path"
+        wanted.append(
+            (name, text.get("_name_or_path"), lambda value: isinstance(value, str), "a name, which may be empty")
+        )
+    for key, value, right, expected in wanted:
+        if not right(value):
+            yield f"config.json, {key}", f"is {json.dumps(value)}, expected {expected}"
+    if text.get("tie_word_embeddings"):
+        yield (
+            "config.json, text_config.tie_word_embeddings",
+            "is true, and tied embeddings are looked for under another name",
+        )
+
+
+def _rope(folder: Folder) -> Iterator[Finding]:
+    text = folder.text
+    rope = text.get("rope_parameters") or {}
+    if rope.get("rope_theta") != text.get("rope_theta"):
+        found, expected = text.get("rope_theta"), rope.get("rope_theta")
+        yield "config.json, text_config.rope_theta", f"is {found}, and rope_parameters says {expected}"
+    scaling = text.get("rope_scaling") or {}
+    kind = rope.get("rope_type", "default")
+    if kind != "default" and not scaling:
+        yield "config.json, text_config.rope_scaling", f"missing, and rope_parameters says {kind}"
+    for key in scaling.keys() - _ROPE_KEYS:
+        yield f"config.json, text_config.rope_scaling.{key}", "unknown to MindIE"
+    for key, known in (("rope_type", _ROPE_TYPES), ("type", _OLD_ROPE_TYPES)):
+        if key in scaling and scaling[key] not in known:
+            yield (
+                f"config.json, text_config.rope_scaling.{key}",
+                f"is {scaling[key]}, expected {', '.join(sorted(known))}",
+            )
+
+
+def _processor_files(folder: Folder) -> Iterator[Finding]:
+    """Read by transformers 4: it looks for the image processor in a file of its own."""
+    for alternatives in (
+        ("tokenizer.json", "tokenizer.model"),
+        ("tokenizer_config.json",),
+        ("preprocessor_config.json",),
+    ):
+        if not any((folder.path / name).is_file() for name in alternatives):
+            yield " or ".join(alternatives), "missing"
+
+
+def _permissions(folder: Folder) -> Iterator[Finding]:
+    for path in sorted(folder.path.iterdir()):
+        if path.is_file() and path.stat().st_mode & stat.S_IWOTH:
+            yield path.name, "others than its owner and group may write it"
+
+
+RULES = (
+    Rule("version", "format", _version),
+    Rule("every tensor described", "format", _described),
+    Rule("types", "format", _types),
+    Rule("scale and offset", "format", _triples),
+    Rule("offsets zero", "format", _offsets_zero),
+    Rule("scales positive", "format", _scales_positive),
+    Rule("no duplicate key", "mindie", _duplicates),
+    Rule("no stray file", "mindie", _stray_files),
+    Rule("name prefixes", "mindie", _name_prefixes),
+    Rule("config keys", "mindie", _config_keys),
+    Rule("rope keys", "mindie", _rope),
+    Rule("processor files", "mindie", _processor_files),
+    Rule("not writable by others", "mindie", _permissions),
+    Rule("one scale a channel", "mindie and vllm-ascend", _scale_per_channel),
+    Rule("every linear described", "vllm-ascend", _every_linear),
+    Rule("fused layers of one type", "vllm-ascend", _fused_layers),
+    Rule("no shadowed layer", "vllm-ascend", _shadowed_layers),
+)
+
+
+def _layers(folder: Folder) -> Iterator[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
+    """Every transformer layer that the config implies: its prefix, its attention's name, and the projections of both halves."""
+    text, vision = folder.text, folder.config.get("vision_config") or {}
+    crossing = text.get("cross_attention_layers") or []
+    for index in range(text.get("num_hidden_layers") or 0):
+        attention = "cross_attn" if index in crossing else "self_attn"
+        yield (
+            f"language_model.model.layers.{index}",
+            attention,
+            ("q_proj", "k_proj", "v_proj", "o_proj"),
+            ("gate_proj", "up_proj", "down_proj"),
+        )
+    if folder.family == "mllama":
+        stacks = (("transformer", "num_hidden_layers"), ("global_transformer", "num_global_layers"))
+        for stack, key in stacks:
+            for index in range(vision.get(key) or 0):
+                projections = ("q_proj", "k_proj", "v_proj", "o_proj")
+                yield f"vision_model.{stack}.layers.{index}", "self_attn", projections, ("fc1", "fc2")
+    elif vision.get("model_type") in {"clip_vision_model", "siglip_vision_model"}:
+        for index in range(vision.get("num_hidden_layers") or 0):
+            prefix = f"vision_tower.vision_model.encoder.layers.{index}"
+            yield prefix, "self_attn", ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")
+
+
+def _linears(folder: Folder) -> Iterator[str]:
+    for prefix, attention, projections, feed_forward in _layers(folder):
+        for part, names in ((attention, projections), ("mlp", feed_forward)):
+            yield from (f"{prefix}.{part}.{name}" for name in names)
+    yield "language_model.lm_head"
+    yield "language_model.model.embed_tokens"
+    if folder.family == "mllama":
+        yield "multi_modal_projector"
+    else:
+        yield from (f"multi_modal_projector.linear_{number}" for number in (1, 2))
+
+
+def _fused(folder: Folder) -> Iterator[list[str]]:
+    for prefix, attention, projections, feed_forward in _layers(folder):
+        yield [f"{prefix}.{attention}.{name}" for name in projections[:3]]
+        if "gate_proj" in feed_forward:
+            yield [f"{prefix}.mlp.{name}" for name in feed_forward[:2]]

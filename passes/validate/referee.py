@@ -1,0 +1,182 @@
+"""CLIP as the referee between two models' descriptions of the same images: the protocol of MindIE's LLaVA example.
+
+Each description is scored by the cosine similarity of CLIP's embeddings of image and text (CLIPScore without its rescaling,
+Hessel et al. 2021); the model with the higher mean is the more accurate one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from calibration.sources.images import image_in
+from manifests.descriptions import Descriptions, RefereeReport
+from manifests.errors import BadInputError
+from manifests.files import sha256_file
+from passes.validate.paired import paired_bootstrap
+
+__all__ = ["Clip", "open_clip_model", "referee"]
+
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
+_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_DIGITS = 6
+
+
+class Clip(Protocol):
+    """A CLIP model."""
+
+    name: str
+
+    def similarity(self, image: Image.Image, texts: Sequence[str]) -> np.ndarray:
+        """Cosine similarity [texts] of an image with each text; what a text has beyond the model's length is left out."""
+        ...
+
+
+def referee(
+    first: Descriptions,
+    second: Descriptions,
+    images: Path,
+    clip: Clip,
+    step: Callable[[str], None] = lambda label: None,
+) -> RefereeReport:
+    """Score two models' descriptions.
+
+    Args:
+        first: of one model.
+        second: of the other, of the same images and asked for in the same way.
+        images: the folder that the images' names are relative to.
+        clip: the referee.
+        step: called after each image.
+
+    Raises:
+        BadInputError: if the models were asked differently or about other images, or an image is missing or has changed.
+    """
+    if first.decoding != second.decoding:
+        mine, other = first.decoding.model_dump(), second.decoding.model_dump()
+        key = next(key for key in mine if mine[key] != other[key])
+        raise BadInputError(
+            f"{first.model} and {second.model} were asked differently: {key} is {mine[key]!r} and {other[key]!r}; describe the "
+            "images again with equal settings"
+        )
+    texts = {item.image: item for item in second.descriptions}
+    if {item.image: item.sha256 for item in first.descriptions} != {name: item.sha256 for name, item in texts.items()}:
+        raise BadInputError(
+            f"{first.model} and {second.model} do not describe the same images: describe one folder with both"
+        )
+    scores = {}
+    for item in first.descriptions:
+        stored = image_in(images, item.image, str(images))
+        image = stored.read()
+        if sha256_file(images / item.image) != item.sha256:
+            raise BadInputError(f"{images / item.image} is not the image that was described: give the same folder")
+        pair = clip.similarity(image, [item.text, texts[item.image].text])
+        scores[item.image] = (round(float(pair[0]), _DIGITS), round(float(pair[1]), _DIGITS))
+        step(item.image)
+    table = np.array(list(scores.values()))
+    means = table.mean(axis=0).round(_DIGITS)
+    models = (first.model, second.model)
+    return RefereeReport(
+        clip=clip.name,
+        decoding=first.decoding,
+        images=len(scores),
+        models=models,
+        means=(float(means[0]), float(means[1])),
+        p_value=round(paired_bootstrap(table[:, 0] - table[:, 1]), _DIGITS),
+        winner=None if means[0] == means[1] else models[int(means[1] > means[0])],
+        scores=scores,
+    )
+
+
+def open_clip_model(folder: Path) -> Clip:
+    """Open a CLIP model from a local folder: one of transformers, or one of open_clip with its weights.
+
+    Raises:
+        BadInputError: if it is neither, or open_clip is needed and not installed.
+    """
+    config_file = folder / "config.json"
+    if config_file.is_file():
+        try:
+            model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+        except (OSError, ValueError, AttributeError) as error:
+            raise BadInputError(f"{config_file} cannot be read ({error}): fetch the CLIP model again") from error
+        if model_type == "clip":
+            return _TransformersClip(folder)
+    weights = next((folder / name for name in _OPEN_CLIP_WEIGHTS if (folder / name).is_file()), None)
+    if weights is not None:
+        return _OpenClip(folder, weights)
+    raise BadInputError(
+        f"{folder} holds no CLIP model: give a folder with config.json of model_type clip and its weights, or with "
+        f"{' or '.join(_OPEN_CLIP_WEIGHTS)}"
+    )
+
+
+class _TransformersClip:
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoProcessor, CLIPModel
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.name = folder.resolve().name
+        try:
+            self._model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().eval()
+            self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise BadInputError(f"the CLIP model in {folder} cannot be opened ({reason}): fetch it again") from error
+
+    def similarity(self, image: Image.Image, texts: Sequence[str]) -> np.ndarray:
+        """See `Clip`."""
+        import torch
+
+        inputs = self._processor(images=[image], text=list(texts), return_tensors="pt", padding=True, truncation=True)
+        with torch.no_grad():
+            outputs = self._model(**inputs)
+        return _cosine(outputs.image_embeds.numpy(), outputs.text_embeds.numpy())
+
+
+class _OpenClip:
+    def __init__(self, folder: Path, weights: Path) -> None:
+        try:
+            import open_clip
+        except ImportError as error:
+            raise BadInputError(
+                f"{weights} is a model of open_clip, which cannot be used ({error}): install it with pip install "
+                "'vlmconvert[referee]', or give a CLIP model of transformers"
+            ) from error
+        self.name = folder.resolve().name
+        architecture = _architecture(folder)
+        self._model, _, self._prepare = open_clip.create_model_and_transforms(architecture, pretrained=str(weights))
+        self._model.eval()
+        self._tokenize = open_clip.get_tokenizer(architecture)
+
+    def similarity(self, image: Image.Image, texts: Sequence[str]) -> np.ndarray:
+        """See `Clip`."""
+        import torch
+
+        with torch.no_grad():
+            seen = self._model.encode_image(self._prepare(image).unsqueeze(0))
+            said = self._model.encode_text(self._tokenize(list(texts)))
+        return _cosine(seen.float().numpy(), said.float().numpy())
+
+
+def _architecture(folder: Path) -> str:
+    """The name by which open_clip knows a model; MindIE's protocol has the default, whose weights come without a config."""
+    config = folder / _OPEN_CLIP_CONFIG
+    if not config.is_file():
+        return "ViT-H-14"
+    import open_clip
+
+    wanted = json.loads(config.read_text(encoding="utf-8")).get("model_cfg")
+    for name in open_clip.list_models():
+        if open_clip.get_model_config(name) == wanted:
+            return str(name)
+    raise BadInputError(f"open_clip knows no model with the settings in {config}: use a newer open_clip")
+
+
+def _cosine(image: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    return (texts @ image[0]) / (np.linalg.norm(texts, axis=1) * np.linalg.norm(image[0]))

@@ -1,0 +1,147 @@
+"""An artifact of real classes: names, config, and that it reads back as the model that its codes stand for."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from manifests.errors import BadInputError
+from passes.architecture import read_architecture
+from passes.checkpoint import open_checkpoint
+from passes.compress.w8a16 import CompressW8A16Pass
+from passes.export.ascend import artifact_config, plan_weights, write_config
+from passes.quantized import open_w8a16
+from tests.checkpoints import CLASSES, write_checkpoint
+
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
+
+
+def convert(source, folder, group_size=0, options=None):
+    checkpoint = open_checkpoint(source)
+    architecture = read_architecture(source, list(checkpoint.tensors))
+    folder.mkdir()
+    weights = plan_weights(checkpoint, architecture, options or CompressW8A16Pass(group_size), 60_000)
+    weights.write(folder)
+    config = artifact_config(checkpoint, architecture)
+    write_config(config, folder)
+    return checkpoint, architecture, weights, config
+
+
+@pytest.mark.parametrize("group_size", [0, 16])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", CLASSES)
+def test_reads_back_within_half_a_scale(tmp_path, family, tied, group_size):
+    source = write_checkpoint(tmp_path / "in", family, tied=tied)
+    checkpoint, architecture, weights, _ = convert(source, tmp_path / "out", group_size)
+    assert len(weights.shards) > 1
+    artifact = open_w8a16(tmp_path / "out")
+    assert sorted(artifact.names) == sorted(architecture.on_hub.values())
+    linears = {architecture.on_hub[f"{name}.weight"] for name in architecture.linears}
+    for name, on_hub in architecture.on_hub.items():
+        before, after = checkpoint.read(architecture.source(name)), artifact.read(on_hub)
+        if on_hub not in linears:
+            np.testing.assert_array_equal(before, after)
+            continue
+        assert artifact.tensors[on_hub].dtype == "I8"
+        scales = artifact.read(f"{on_hub}_scale")
+        steps = np.abs(before - after).reshape(len(scales), scales.shape[1], -1) / scales[..., None]
+        assert 0.4 < steps.max() <= 0.5 + 1e-4
+    # Read again, this time by the name that transformers gives the tensors of an artifact.
+    again = read_architecture(tmp_path / "out", artifact.names)
+    again.check(artifact)
+    assert set(again.names) == set(architecture.on_hub)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", CLASSES)
+def test_config_has_mindies_keys_and_loses_none(tmp_path, family, dtype):
+    source = write_checkpoint(tmp_path / "in", family, dtype=dtype, text_options=ROPE)
+    original = json.loads((source / "config.json").read_text())
+    original["text_config"]["_name_or_path"] = "lmsys/vicuna-7b-v1.5"
+    (source / "config.json").write_text(json.dumps(original))
+    *_, config = convert(source, tmp_path / "out")
+    text = config["text_config"]
+    assert config["quantize"] == text["quantize"] == "w8a16"
+    assert config["torch_dtype"] == {torch.bfloat16: "bfloat16"}.get(dtype, "float16")
+    assert text["rope_theta"] == 500000.0
+    assert text["rope_scaling"] is None
+    assert text["_name_or_path"] == "lmsys/vicuna-7b-v1.5"
+    assert text["vocab_size"] == 512
+    for key, value in original.items():
+        if not isinstance(value, dict):
+            assert config[key] == value
+    before, after = (AutoConfig.from_pretrained(folder) for folder in (source, tmp_path / "out"))
+    assert before.text_config.rope_parameters == after.text_config.rope_parameters
+    for name in ("text_config", "vision_config"):
+        mine, other = (getattr(config, name).to_dict() for config in (before, after))
+        assert {key: other[key] for key in mine if key != "dtype"} == {k: v for k, v in mine.items() if k != "dtype"}
+
+
+def test_config_of_mllama(demo, tmp_path):
+    *_, config = convert(demo, tmp_path / "out")
+    text = config["text_config"]
+    assert config["torch_dtype"] == "bfloat16"
+    assert text["rope_theta"] == 500000.0
+    assert text["rope_scaling"]["rope_type"] == "llama3"
+    assert text["rope_scaling"].keys() == {
+        "rope_type",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    }
+    assert AutoConfig.from_pretrained(tmp_path / "out").text_config.rope_parameters == (
+        AutoConfig.from_pretrained(demo).text_config.rope_parameters
+    )
+
+
+def test_a_tied_head_is_written_out(tmp_path):
+    source = write_checkpoint(tmp_path / "in", tied=True)
+    *_, weights, config = convert(source, tmp_path / "out")
+    tensors = {}
+    for file in weights.files:
+        tensors |= load_file(tmp_path / "out" / file)
+    head, embeddings = (tensors[f"language_model.{name}.weight"] for name in ("lm_head", "model.embed_tokens"))
+    assert torch.equal(head, embeddings)
+    assert weights.description()["language_model.lm_head.weight"] == "FLOAT"
+    assert not config["tie_word_embeddings"]
+    assert not config["text_config"]["tie_word_embeddings"]
+    assert not AutoConfig.from_pretrained(tmp_path / "out").text_config.tie_word_embeddings
+
+
+def test_dequantized_weights_make_the_model_that_the_artifact_is(tmp_path):
+    """What is read back goes into transformers' class, and its logits are close to the float model's."""
+    source = write_checkpoint(tmp_path / "in", dtype=torch.float32)
+    _, architecture, *_ = convert(source, tmp_path / "out")
+    artifact = open_w8a16(tmp_path / "out")
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
+    tokens = torch.arange(2, 50)[None]
+    with torch.no_grad():
+        before = model(input_ids=tokens).logits
+        model.load_state_dict(
+            {name: torch.from_numpy(artifact.read(on_hub)) for name, on_hub in architecture.on_hub.items()}
+        )
+        after = model(input_ids=tokens).logits
+    error = (before - after).norm() / before.norm()
+    assert 1e-4 < error < 0.05
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "quant_model_description.json").unlink(), "cannot be read"),
+        (lambda folder: (folder / "quant_model_description.json").write_text("{}"), "does not describe W8A16"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"), "not a whole safetensors file"),
+    ],
+)
+def test_what_is_no_artifact_is_refused(tmp_path, break_it, message):
+    convert(write_checkpoint(tmp_path / "in"), tmp_path / "out")
+    break_it(tmp_path / "out")
+    with pytest.raises(BadInputError, match=message):
+        open_w8a16(tmp_path / "out")

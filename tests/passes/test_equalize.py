@@ -1,0 +1,117 @@
+"""Equalization: the function stays, and the error falls where there are outlier channels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from passes.architecture import read_architecture
+from passes.checkpoint import open_checkpoint
+from passes.compress.equalize import equalizers
+from passes.compress.w8a16 import CompressW8A16Pass
+from passes.export.ascend import plan_weights
+from passes.quantized import open_w8a16
+from passes.validate.ascend import check_folder
+from tests.checkpoints import write_checkpoint
+from tests.passes.test_architecture import rewrite
+from tests.passes.test_ascend import convert
+
+BIASED = {"mlp_bias": True, "attention_bias": True}
+
+
+def add_outliers(folder, zero=False):
+    """Large rows of the up projection that small columns of the down projection read, as large models have them."""
+
+    def change(tensors):
+        for layer in range(3):
+            prefix = f"language_model.model.layers.{layer}.mlp."
+            for name in ("up_proj.weight", "up_proj.bias"):
+                if prefix + name in tensors:
+                    tensors[prefix + name][::16] *= 32
+            tensors[prefix + "down_proj.weight"][:, ::16] /= 32
+            if zero:
+                tensors[prefix + "up_proj.weight"][5] = 0
+                tensors[prefix + "down_proj.weight"][:, 7] = 0
+        return tensors
+
+    rewrite(folder, change)
+    return folder
+
+
+def opened(folder):
+    checkpoint = open_checkpoint(folder)
+    return checkpoint, read_architecture(folder, list(checkpoint.tensors))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_factors_undo_outliers(tmp_path, dtype):
+    source = add_outliers(write_checkpoint(tmp_path, dtype=dtype), zero=True)
+    checkpoint, architecture = opened(source)
+    found = equalizers(checkpoint, architecture)
+    assert len(found) == 3 * 2
+    factors = found["model.language_model.layers.1.mlp.up_proj.weight"].factors
+    assert set(np.log2(factors)) <= set(range(-20, 21))
+    assert np.median(factors[::16]) == 32
+    rest = np.delete(factors, np.arange(0, len(factors), 16))
+    assert np.median(rest) == 1
+    assert factors[5] == factors[7] == 1  # nothing to balance
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_model_computes_the_same(tmp_path, dtype):
+    """Dequantized weights of both ways differ by the error of 8 bit alone, and the up projection's codes not at all."""
+    source = add_outliers(write_checkpoint(tmp_path / "in", dtype=dtype, text_options=BIASED))
+    checkpoint, architecture = opened(source)
+    found = equalizers(checkpoint, architecture)
+    assert len(found) == 3 * 3  # biases too
+    tensors = {}
+    for way in ("none", "equalize"):
+        folder = tmp_path / way
+        convert(source, folder, options=CompressW8A16Pass(outlier_suppression=way))
+        tensors[way] = open_w8a16(folder)
+        checks = [check for check in check_folder(folder) if check.outcome == "failed"]
+        assert {check.check for check in checks} <= {"mindie: processor files"}
+    plain, equal = tensors["none"], tensors["equalize"]
+    for up, down in architecture.gated:
+        factors = found[f"{up}.weight"].factors
+        assert (factors > 1).any()
+        for name in (f"{up}.weight", f"{up}.bias"):
+            hub = architecture.on_hub[name]
+            before, after = plain.read(hub), equal.read(hub)
+            np.testing.assert_array_equal(before / (factors[:, None] if before.ndim == 2 else factors), after)
+        hub = architecture.on_hub[f"{down}.weight"]
+        float_weight = checkpoint.read(architecture.source(f"{down}.weight"))
+        scales = equal.read(f"{hub}_scale")
+        assert (np.abs(equal.read(hub) - float_weight * factors) <= scales * 0.5001).all()
+    changed = {architecture.on_hub[name] for name in found}
+    for name in equal.tensors:
+        if name.removesuffix("_scale").removesuffix("_offset") not in changed:
+            np.testing.assert_array_equal(plain.read(name), equal.read(name))
+
+
+def test_the_error_falls(tmp_path):
+    source = add_outliers(write_checkpoint(tmp_path / "in", dtype=torch.float32))
+    _, architecture = opened(source)
+    model = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.float32).eval()
+    tokens = torch.arange(10, 90)[None]
+    errors = []
+    with torch.no_grad():
+        expected = model(input_ids=tokens).logits
+        for way in ("none", "equalize"):
+            convert(source, tmp_path / way, options=CompressW8A16Pass(outlier_suppression=way))
+            artifact = open_w8a16(tmp_path / way)
+            weights = {name: torch.from_numpy(artifact.read(hub)) for name, hub in architecture.on_hub.items()}
+            model.load_state_dict(weights)
+            errors.append((model(input_ids=tokens).logits - expected).norm())
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_it_is_off_unless_asked_for(tmp_path):
+    source = add_outliers(write_checkpoint(tmp_path / "in"))
+    checkpoint, architecture = opened(source)
+    assert CompressW8A16Pass().outlier_suppression == "none"
+    weights = plan_weights(checkpoint, architecture, CompressW8A16Pass(), 10**9)
+    assert str(CompressW8A16Pass()) == "compress-w8a16{group_size=0,allow_nonfinite=false,outlier_suppression=none}"
+    assert weights.description()["model_quant_type"] == "W8A16"

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from passes.architecture import read_architecture
+from passes.checkpoint import open_checkpoint
+from passes.compress.w8a16 import CompressW8A16Pass
+from passes.export.ascend import artifact_config, plan_weights
+from passes.export.run_plan import run_plan
+from tests.checkpoints import write_checkpoint
+
+
+def planned(folder, group_size=0, **sizes):
+    checkpoint = open_checkpoint(folder)
+    architecture = read_architecture(folder, list(checkpoint.tensors))
+    weights = plan_weights(checkpoint, architecture, CompressW8A16Pass(group_size), 10**9)
+    config = artifact_config(checkpoint, architecture)
+    config["text_config"] |= sizes
+    return run_plan(weights, config, batch=2, input_tokens=100, new_tokens=28), weights
+
+
+def cards(plan):
+    return {runtime.runtime: [size.cards for size in runtime.world_sizes] for runtime in plan.runtimes}
+
+
+def test_world_sizes_divide_the_heads(tmp_path):
+    write_checkpoint(tmp_path)
+    plan, _ = planned(tmp_path)
+    assert cards(plan) == {"mindie": [1, 2, 4], "vllm-ascend": [1, 2, 4]}
+    # 6 heads with 3 for keys and values: over 2 cards 3 are neither divided nor repeated.
+    plan, _ = planned(tmp_path, num_attention_heads=6, num_key_value_heads=3)
+    assert cards(plan) == {"mindie": [1], "vllm-ascend": [1]}
+    # Eight cards divide 8 heads, and vllm-ascend also has the 4 heads of the vision tower to divide.
+    plan, _ = planned(tmp_path, num_attention_heads=8, num_key_value_heads=8)
+    assert cards(plan) == {"mindie": [1, 2, 4, 8], "vllm-ascend": [1, 2, 4]}
+
+
+def test_memory_is_that_of_the_tensors(tmp_path):
+    write_checkpoint(tmp_path)
+    plan, weights = planned(tmp_path)
+    one, two, four = plan.runtimes[0].world_sizes
+    # On one card all of it, in half precision where it is not int8: scales and offsets are float32 in the file.
+    scales = sum(part.entry.size for part in weights.shards[0] if part.entry.dtype == "F32")
+    tensors = sum(part.entry.size for part in weights.shards[0])
+    assert one.weights == tensors - scales // 2
+    divided = 2 * 2 * 512 * 64 + 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64) + scales // 2
+    assert one.weights - two.weights == divided // 2
+    # Keys and values of 3 layers, 2 heads of 16, in 2 bytes, for 2 prompts of 128 tokens.
+    assert one.cache == 2 * 3 * 2 * 16 * 2 * 2 * 128
+    assert two.cache == one.cache // 2
+    assert four.cache == two.cache  # a head that is on two cards is there twice
+
+
+def test_launch_lines(tmp_path, demo):
+    write_checkpoint(tmp_path)
+    plan, _ = planned(tmp_path)
+    mindie, vllm = plan.runtimes
+    assert mindie.world_sizes[1].command == (
+        "sed -i 's/^export ASCEND_RT_VISIBLE_DEVICES=.*/export ASCEND_RT_VISIBLE_DEVICES=0,1/' "
+        "examples/models/llava/run_pa.sh && bash examples/models/llava/run_pa.sh --run $ARTIFACT $IMAGES 8 2 100 28"
+    )
+    assert vllm.world_sizes[2].command == (
+        "vllm serve $ARTIFACT --quantization ascend --tensor-parallel-size 4 --dtype bfloat16 --max-model-len 128 "
+        "--max-num-seqs 2"
+    )
+    plan, _ = planned(demo)
+    assert cards(plan) == {"mindie": [1, 2, 4]}
+    assert "run_pa.sh --run $ARTIFACT $IMAGES 2 100 28" in plan.runtimes[0].world_sizes[0].command
+    assert any("vLLM has dropped mllama" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava-next"])
+def test_groups_have_no_runtime(tmp_path, family):
+    write_checkpoint(tmp_path, family)
+    plan, _ = planned(tmp_path, group_size=32)
+    assert plan.runtimes == []
+    assert "groups of 32" in plan.notes[0]

@@ -1,0 +1,92 @@
+"""`vlmconvert describe`: a checkpoint, an Ascend artifact, and answers of MindIE."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from calibration.scenes import CAPTION_QUESTION, Split, draw_scene
+from manifests.descriptions import Decoding, read_descriptions
+from manifests.files import sha256_file
+from tests.conftest import vlmconvert
+from tests.passes.test_ascend import convert
+from vlmconvert.artifact import processor_files
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(3):
+        draw_scene(Split.TEST, number).image.save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(demo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artifact") / "w8a16"
+    convert(demo, folder)
+    for path in processor_files(demo):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_checkpoint_and_artifact_are_asked_alike(demo, artifact, images, tmp_path):
+    said = {}
+    for folder in (demo, artifact):
+        output = tmp_path / f"{folder.name}.json"
+        result = vlmconvert(
+            "describe", folder, "--images", images, "-o", output, "--max-new-tokens", 24, "--batch", 2,
+            "--prompt", CAPTION_QUESTION,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+        said[folder.name] = read_descriptions(output)
+    first, second = said.values()
+    assert (first.model, second.model) == ("mllama", "w8a16")
+    assert first.decoding == second.decoding == Decoding(prompt=CAPTION_QUESTION, max_new_tokens=24)
+    assert [item.image for item in first.descriptions] == ["0.png", "1.png", "2.png"]
+    assert [item.sha256 for item in first.descriptions] == [sha256_file(images / f"{n}.png") for n in range(3)]
+    # The demo describes what it sees, and 8 bit take nothing from that.
+    assert all(len(item.text.split()) >= 3 for item in first.descriptions)
+    assert [item.text for item in first.descriptions] == [item.text for item in second.descriptions]
+
+
+def test_answers_of_mindie(artifact, images, tmp_path):
+    answers = tmp_path / "predict_result.json"
+    answers.write_text(json.dumps({f"/data/{n}.png": f"image {n}" for n in range(3)}))
+    output = tmp_path / "out.json"
+    result = vlmconvert(
+        "describe",
+        artifact,
+        "--answers",
+        answers,
+        "--images",
+        images,
+        "-o",
+        output,
+        "--count",
+        2,
+        "--max-new-tokens",
+        30,
+    )
+    assert result.exit_code == 0, result.output
+    found = read_descriptions(output)
+    assert found.decoding.max_new_tokens == 30
+    assert [(item.image, item.text) for item in found.descriptions] == [("0.png", "image 0"), ("1.png", "image 1")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no model to ask"),
+        (("model", "--endpoint", "http://localhost:1/v1"), "--endpoint goes alone"),
+        (("--endpoint", "localhost:1"), "is no address"),
+        (("model", "--max-new-tokens", 0), "--max-new-tokens 0 is too small"),
+        (("nowhere",), "config.json is missing"),
+    ],
+)
+def test_bad_input(images, tmp_path, arguments, message):
+    result = vlmconvert("describe", *arguments, "--images", images, "-o", tmp_path / "out.json")
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "out.json").exists()

@@ -1,0 +1,75 @@
+"""`vlmconvert describe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from vlmconvert.commands import at_least, check_new_file
+
+__all__ = ["describe"]
+
+
+@click.command(
+    help="""Describe a folder of images with one model, for vlmconvert referee to compare with another's descriptions.
+
+    The model is a checkpoint or an artifact on this machine (an Ascend artifact is computed without an NPU), one behind a
+    server such as vllm-ascend or MindIE Service (--endpoint), or one that has answered already (--answers, the
+    predict_result.json of MindIE's run_pa.sh --precision; give the settings that it was run with).
+
+    \b
+    Examples:
+      vlmconvert describe ./checkpoint --images coco -o float.json
+      vlmconvert describe --endpoint http://localhost:8000/v1 --images coco -o artifact.json
+      vlmconvert describe llava-w8a16 --answers predict_result.json --images coco -o artifact.json
+    """
+)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--images", type=click.Path(path_type=Path), required=True, help="Folder of images.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Where the descriptions go.")
+@click.option("--endpoint", help="Address of an OpenAI-compatible server.")
+@click.option("--answers", type=click.Path(path_type=Path), help="Answers that MindIE has written.")
+@click.option("--prompt", default="Describe this image in detail.", show_default=True, help="What is asked.")
+@click.option("--max-new-tokens", default=256, show_default=True, help="Most tokens of an answer.")
+@click.option("--ignore-eos", is_flag=True, help="Answer with exactly that many tokens.")
+@click.option("--count", default=0, help="Only the first so many images.  [default: all]")
+@click.option("--batch", default=1, show_default=True, help="Images that are described together on this machine.")
+def describe(
+    folder: Path | None,
+    images: Path,
+    output: Path,
+    endpoint: str | None,
+    answers: Path | None,
+    prompt: str,
+    max_new_tokens: int,
+    ignore_eos: bool,
+    count: int,
+    batch: int,
+) -> None:
+    """See the help."""
+    from manifests.descriptions import Decoding, write_descriptions
+    from manifests.errors import BadInputError
+    from vlmconvert.console import Reporter
+    from vlmconvert.describe import EndpointDescriber, described, import_answers, list_images, open_describer
+    from vlmconvert.endpoint import Endpoint
+
+    for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("count", count, 0), ("batch", batch, 1)):
+        at_least(name, value, least)
+    check_new_file("output", output)
+    if folder is None and endpoint is None:
+        raise BadInputError("no model to ask: give a folder, or the address of a server with --endpoint")
+    if endpoint is not None and (folder is not None or answers is not None):
+        raise BadInputError("--endpoint goes alone: the server says which model it serves, and answers itself")
+    chosen = list_images(images, count)
+    decoding = Decoding(prompt=prompt, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
+    reporter = Reporter()
+    if answers is not None and folder is not None:
+        found = import_answers(answers, chosen, folder.resolve().name, decoding)
+    else:
+        with reporter.stage("opening the model"):
+            describer = open_describer(folder) if folder is not None else EndpointDescriber(Endpoint(endpoint or ""))
+        with reporter.stage("describing", len(chosen)) as step:
+            found = described(describer, chosen, decoding, batch, step)
+    write_descriptions(found, output)
+    reporter.say(f"{output}: {len(chosen)} images by {found.model}")

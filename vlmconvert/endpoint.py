@@ -1,0 +1,124 @@
+"""A model behind an OpenAI-compatible server, as vllm-ascend and MindIE Service offer it: asked about an image, and timed."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import mimetypes
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.errors import BadInputError, ConversionError
+
+__all__ = ["Answer", "Endpoint"]
+
+_TIMEOUT = 600  # seconds between two pieces of an answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    Attributes:
+        text: what was said.
+        prompt_tokens: as the server counts them, image tokens included.
+        new_tokens: as the server counts them.
+        first_s: seconds from the question to the first piece of the answer.
+        whole_s: seconds from the question to its end.
+    """
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    first_s: float
+    whole_s: float
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server's address, such as http://localhost:8000/v1, and the model that is asked; "" asks the first that it serves."""
+
+    url: str
+    model: str = ""
+
+    def served_model(self) -> str:
+        """The model's name on the server.
+
+        Raises:
+            BadInputError: if the server does not answer.
+        """
+        if self.model:
+            return self.model
+        try:
+            with urllib.request.urlopen(self._address("models"), timeout=30) as response:  # noqa: S310  checked in _address
+                return str(json.loads(response.read())["data"][0]["id"])
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise BadInputError(
+                f"{self.url} does not say which model it serves ({error}): is the server running?"
+            ) from error
+
+    def ask(self, prompt: str, image: Path, max_new_tokens: int, ignore_eos: bool = False) -> Answer:
+        """Ask greedily about one image.
+
+        Raises:
+            ConversionError: if the server refuses or breaks off.
+        """
+        media_type = mimetypes.guess_type(image.name)[0] or "image/png"
+        picture = f"data:{media_type};base64,{base64.b64encode(image.read_bytes()).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": prompt}]
+        body: dict[str, Any] = {
+            "model": self.served_model(),
+            "messages": [{"role": "user", "content": content}],
+            "temperature": 0,
+            "max_tokens": max_new_tokens,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if ignore_eos:
+            body["ignore_eos"] = True
+        request = urllib.request.Request(  # noqa: S310  checked in _address
+            self._address("chat/completions"), json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        start = time.perf_counter()
+        pieces: list[str] = []
+        first = 0.0
+        usage: dict[str, int] = {}
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310
+                for event in _events(response):
+                    usage = event.get("usage") or usage
+                    for choice in event.get("choices") or []:
+                        piece = (choice.get("delta") or {}).get("content")
+                        if piece:
+                            first = first or time.perf_counter() - start
+                            pieces.append(piece)
+        except urllib.error.HTTPError as error:
+            reason = " ".join(error.read(2000).decode(errors="replace").split())
+            raise ConversionError(f"{self.url} refused the question ({error.code}: {reason})") from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ConversionError(f"{self.url} broke off ({error}): is the server still running?") from error
+        whole = time.perf_counter() - start
+        if "prompt_tokens" not in usage or "completion_tokens" not in usage:
+            raise ConversionError(
+                f"{self.url} does not count its tokens: use a server that knows stream_options.include_usage"
+            )
+        return Answer("".join(pieces), usage["prompt_tokens"], usage["completion_tokens"], first or whole, whole)
+
+    def _address(self, path: str) -> str:
+        if not self.url.startswith(("http://", "https://")):
+            raise BadInputError(f"--endpoint {self.url} is no address: write it as http://localhost:8000/v1")
+        return f"{self.url.rstrip('/')}/{path}"
+
+
+def _events(response: Any) -> Iterator[dict[str, Any]]:
+    """The JSON of a stream of server-sent events."""
+    for line in response:
+        text = line.decode("utf-8").strip()
+        if text.startswith("data:") and text != "data: [DONE]":
+            yield json.loads(text.removeprefix("data:"))
