@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from vlmconvert.commands import at_least, check_new_file, device_options, parse_counts, parse_ov_config
+from vlmconvert.commands import at_least, check_new_file, device_options, parse_counts, parse_ov_config, refuse_options
 
 __all__ = ["bench"]
 
@@ -81,23 +80,12 @@ def bench(
             raise BadInputError("--endpoint goes with --protocol mindie: add that")
         _bench(folder, parse_counts("batch", batch or "1"), csv_file, json_file, **values)
         return
-    _refuse(*_PLAIN, reason="--protocol mindie")
+    refuse_options(_PLAIN, "--protocol mindie")
     if endpoint is not None:
-        _refuse("device", "ov_config", "cache_dir", "warmup", reason="--endpoint")
+        refuse_options(("device", "ov_config", "cache_dir", "warmup"), "--endpoint")
     batches = {"batches": parse_counts("batch", batch)} if batch else {}
     rest = {name: value for name, value in values.items() if name not in _PLAIN}
     _bench_protocol(folder, csv_file, endpoint=endpoint, **batches, **rest)
-
-
-def _refuse(*names: str, reason: str) -> None:
-    """Refuse options that were typed."""
-    from manifests.errors import BadInputError
-
-    context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            option = name.removesuffix("_file").replace("_", "-")
-            raise BadInputError(f"--{option} does not go with {reason}: leave it out")
 
 
 def _bench_protocol(folder: Path, csv_file: Path | None, **values: Any) -> None:
