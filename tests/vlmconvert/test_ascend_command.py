@@ -70,7 +70,7 @@ def test_the_demo_loses_at_most_half_a_point(tmp_path, family):
     assert "vllm serve" in (tmp_path / "out" / "README.md").read_text() or family == "mllama"
 
 
-def test_equal_runs_give_equal_bytes_and_engines_equal_codes(tmp_path):
+def test_equal_runs_give_equal_bytes_and_engines_equal_files(tmp_path):
     folders = {}
     for name, options in (("one", ("--workers", "1")), ("two", ()), ("theirs", ("--engine", "msmodelslim"))):
         shard = ("--shard-size", "1MB")
