@@ -4,17 +4,38 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 
-from manifests.errors import ConversionError
-from vlmconvert.endpoint import Answer, Endpoint
-from vlmconvert.measured import Repeat
+import numpy as np
+from rich.table import Table
 
-__all__ = ["BATCHES", "NEW_TOKENS", "ProtocolRow", "endpoint_row", "local_row", "protocol_csv", "run_protocol"]
+from calibration.scenes import CAPTION_QUESTION, Split, draw_scene
+from manifests.errors import ConversionError
+from manifests.io import read_manifest
+from passes.checkpoint import read_config
+from vlmconvert.bench import bench_prompts
+from vlmconvert.console import Reporter
+from vlmconvert.endpoint import Answer, Endpoint
+from vlmconvert.measured import MeasuredProcess, Repeat, Side
+
+__all__ = [
+    "BATCHES",
+    "NEW_TOKENS",
+    "ProtocolRequest",
+    "ProtocolRow",
+    "bench_protocol",
+    "endpoint_row",
+    "local_row",
+    "protocol_csv",
+    "protocol_table",
+    "run_protocol",
+]
 
 BATCHES = tuple(range(1, 11))
 NEW_TOKENS = 256
@@ -56,6 +77,75 @@ class ProtocolRow:
     tokens_per_s: float
 
 
+@dataclass(frozen=True)
+class ProtocolRequest:
+    """What to measure.
+
+    Attributes:
+        folder: the artifact; of one behind a server, its processor counts the tokens of the prompt.
+        endpoint: the server's address; None measures on this machine.
+        batches: prompts at once, one line each.
+        new_tokens: tokens of every answer.
+        warmup: measurements before the one that counts, on this machine.
+        device: device name of the artifact's runtime.
+        ov_config: options of that runtime.
+        cache_dir: where OpenVINO keeps compiled models.
+    """
+
+    folder: Path
+    endpoint: str | None = None
+    batches: tuple[int, ...] = BATCHES
+    new_tokens: int = NEW_TOKENS
+    warmup: int = 1
+    device: str = "CPU"
+    ov_config: Mapping[str, str] = field(default_factory=dict)
+    cache_dir: Path | None = None
+
+
+def bench_protocol(request: ProtocolRequest, reporter: Reporter) -> list[ProtocolRow]:
+    """Measure an artifact by the protocol: one drawn image and one fixed question a prompt.
+
+    Raises:
+        BadInputError: if the folder is no artifact, or the server does not answer.
+        ConversionError: if it cannot run, or the server refuses.
+    """
+    manifest = read_manifest(request.folder)
+    with ExitStack() as stack:
+        if request.endpoint is not None:
+            prompt, _other = bench_prompts(request.folder, manifest.family, 1, 1)
+            counts = _token_counts(request.folder, prompt)
+            image = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scene.png"
+            draw_scene(Split.TEST, 0).image.save(image)
+            endpoint = Endpoint(request.endpoint, Endpoint(request.endpoint).served_model())
+
+            def measure(batch: int) -> ProtocolRow:
+                return endpoint_row(endpoint, batch, CAPTION_QUESTION, image, counts[0], request.new_tokens)
+        else:
+            side = Side(request.folder, manifest.name, request.device, request.ov_config, request.cache_dir)
+            process = stack.enter_context(MeasuredProcess(side))
+            with reporter.stage(f"opening {side.label}"):
+                process.open()
+
+            def measure(batch: int) -> ProtocolRow:
+                prompts = bench_prompts(request.folder, manifest.family, batch, 1)
+                process.take(prompts)
+                repeats = [process.measure(request.new_tokens) for _ in range(request.warmup + 1)]
+                return local_row(repeats[-1], batch, *_token_counts(request.folder, prompts[1]), request.new_tokens)
+
+        with reporter.stage("measuring", len(request.batches)) as step:
+            return run_protocol(measure, request.batches, step)
+
+
+def protocol_table(rows: Iterable[ProtocolRow], title: str) -> Table:
+    """The rows as a person reads them."""
+    table = Table(title=title, title_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
 def run_protocol(
     measure: Callable[[int], ProtocolRow],
     batches: Sequence[int] = BATCHES,
@@ -75,9 +165,7 @@ def protocol_csv(rows: Iterable[ProtocolRow]) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_COLUMNS)
     for row in rows:
-        times = (row.first_token_ms, row.later_token_ms, row.response_ms, row.tokens_per_s)
-        counts = (row.batch, row.input_tokens, row.output_tokens, row.embedding_tokens)
-        writer.writerow([*counts, *(f"{value:.3f}" for value in times)])
+        writer.writerow(_cells(row))
     return stream.getvalue()
 
 
@@ -126,3 +214,16 @@ def endpoint_row(
         response_ms=1000 * response,
         tokens_per_s=batch * new_tokens / response,
     )
+
+
+def _cells(row: ProtocolRow) -> list[str]:
+    """A row's values in the order of the columns."""
+    counts = (row.batch, row.input_tokens, row.output_tokens, row.embedding_tokens)
+    times = (row.first_token_ms, row.later_token_ms, row.response_ms, row.tokens_per_s)
+    return [*map(str, counts), *(f"{value:.3f}" for value in times)]
+
+
+def _token_counts(folder: Path, prompt: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """Tokens of a prompt's text, and with its image."""
+    tokens = prompt["input_ids"][0]
+    return int((tokens != read_config(folder)["image_token_index"]).sum()), len(tokens)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from manifests.descriptions import Decoding
 from manifests.errors import BadInputError, ConversionError
+from tests.conftest import vlmconvert
 from vlmconvert.describe import EndpointDescriber, described, import_answers, list_images
 from vlmconvert.endpoint import Endpoint
 from vlmconvert.measured import Repeat
@@ -169,3 +170,40 @@ def test_mindies_answers_get_their_settings(images, tmp_path):
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(BadInputError, match="holds no images"):
         list_images(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    output = tmp_path_factory.mktemp("ascend") / "out"
+    result = vlmconvert("llava", "--target", "ascend", "--no-validate", "-o", output)
+    assert result.exit_code == 0, result.output
+    return output
+
+
+def test_mindies_protocol_of_a_server_and_of_this_machine(server, artifact, tmp_path):
+    options = ("--protocol", "mindie", "--batch", "1,2", "--new-tokens", "3")
+    for name, more in (("there", ("--endpoint", server.url)), ("here", ("--warmup", "0"))):
+        result = vlmconvert("bench", artifact, *options, *more, "--csv", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    there, here = (list(csv.DictReader((tmp_path / name).open())) for name in ("there", "here"))
+    assert [row["batch"] for row in there] == [row["batch"] for row in here] == ["1", "2"]
+    assert {row["input_len"] for row in there} == {row["input_len"] for row in here}
+    assert {row["embedding_len"] for row in there} == {"580"}
+    assert all(int(row["embedding_len"]) > int(row["input_len"]) > 0 for row in here)
+    assert all(float(row["E2E Throughput Average(Tokens/s)"]) > 0 for row in (*there, *here))
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--endpoint", "http://localhost:1/v1"), "--endpoint goes with --protocol mindie"),
+        (("--protocol", "mindie", "--repeats", "3"), "--repeats does not go with --protocol mindie"),
+        (("--protocol", "mindie", "--json", "x.json"), "--json does not go with --protocol mindie"),
+        (("--protocol", "mindie", "--endpoint", "x", "--device", "GPU"), "--device does not go with --endpoint"),
+    ],
+)
+def test_options_that_a_protocol_does_not_have(artifact, options, message):
+    result = vlmconvert("bench", artifact, *options)
+    assert result.exit_code == 2
+    assert message in result.output

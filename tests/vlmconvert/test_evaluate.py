@@ -15,6 +15,7 @@ from manifests.evaluation import read_evaluation, read_predictions
 from passes.validate.answers import read_greedy, write_greedy
 from passes.validate.greedy import Greedy
 from tests.conftest import vlmconvert
+from vlmconvert.runtime import Runner
 
 FLOAT = ("--llm", "fp32", "--vision", "fp32")
 QUICK = ("--samples", "12", "--batch", "5", "--block-samples", "0")
@@ -52,7 +53,7 @@ def test_what_was_answered_is_never_answered_again(artifact, tmp_path, monkeypat
     real, limit = module.greedy, 1
 
     def counting(model, *arguments):
-        side = "artifact" if isinstance(model, module.Runner) else "reference"
+        side = "artifact" if isinstance(model, Runner) else "reference"
         if counted[side] == limit:
             raise KeyboardInterrupt
         counted[side] += 1

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from manifests.errors import BadInputError
 
-__all__ = ["COMMANDS", "at_least", "check_new_file", "device_options", "parse_counts", "parse_ov_config", "parse_size"]
+__all__ = [
+    "COMMANDS",
+    "at_least",
+    "check_new_file",
+    "device_options",
+    "parse_counts",
+    "parse_ov_config",
+    "parse_size",
+    "refuse_options",
+]
 
 # Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
 COMMANDS = {
@@ -72,6 +82,20 @@ def parse_counts(name: str, text: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise BadInputError(f"--{name} {text} is no list of whole numbers from 1: write it as 1,2,4")
     return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def refuse_options(names: Iterable[str], reason: str) -> None:
+    """Refuse options of the running command that were typed and that something else has no use for.
+
+    Args:
+        names: the options' names as parameters.
+        reason: what they do not go with.
+    """
+    context = click.get_current_context()
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise BadInputError(f"{options[name]} does not go with {reason}: leave it out")
 
 
 def parse_size(name: str, text: str) -> int:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from vlmconvert.commands import at_least, parse_size
+from vlmconvert.commands import at_least, parse_size, refuse_options
 from vlmconvert.families import demo_checkpoint
 
 if TYPE_CHECKING:
@@ -202,10 +201,8 @@ def _check_target(target: str, llm: str | None) -> None:
     if llm is not None and (llm == "w8a16") != (target == "ascend"):
         fitting = "w8a16" if target == "ascend" else ", ".join(_LLM)
         raise BadInputError(f"--llm {llm} does not go with --target {target}: use {fitting}")
-    context = click.get_current_context()
-    for name in _GRAPH if target == "ascend" else _ASCEND:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and name != "llm":
-            raise BadInputError(f"--{name.replace('_', '-')} does not go with --target {target}: leave the option out")
+    others = [name for name in _GRAPH if name != "llm"] if target == "ascend" else _ASCEND
+    refuse_options(others, f"--target {target}")
 
 
 def _graph_options(target: Any, **values: Any) -> Options:
