@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -25,11 +24,8 @@ def demo() -> Path:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for the whole test run, whose processes share what they make."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "store"
-    folder.mkdir(exist_ok=True)
-    return folder
+    """One store for all tests of a process; a run removes the activations that another one may still need."""
+    return tmp_path_factory.mktemp("store")
 
 
 @pytest.fixture(scope="session")

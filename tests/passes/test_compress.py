@@ -66,7 +66,8 @@ def both_ways(demo, store: Store, ratio: float) -> tuple[dict[str, ov.Node], dic
         values |= {name: value.numpy() for name, value in zip(ports, outputs, strict=True)}
         samples.append({port.get_any_name(): values[port.get_any_name()] for port in language.inputs})
     whole = whole_graph.compress_int4_awq(language, samples, lambda sample: sample, ratio)
-    built = conversion.build()[1]
+    conversion.build()
+    built = conversion.built[1]
     streamed = ov.Core().read_model(built.folder / "openvino_language_model.xml")
     both_constants = constants(whole), constants(streamed)
     # Keeps the graphs that own the constants alive.
@@ -87,7 +88,8 @@ def test_awq_without_data_is_that_of_the_whole_graph(demo, tmp_path):
     settings = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": 64, "all_layers": False}
     plain = constants(nncf.compress_weights(language.clone(), **settings))
     whole = constants(nncf.compress_weights(language, **settings, awq=True))
-    streamed = constants(ov.Core().read_model(conversion.build()[1].folder / "openvino_language_model.xml"))
+    conversion.build()
+    streamed = constants(ov.Core().read_model(conversion.built[1].folder / "openvino_language_model.xml"))
     names = int4_names(whole)
     assert names == int4_names(streamed)
     assert any((codes(whole[name]) != codes(plain[name])).any() for name in names), "AWQ has changed nothing"

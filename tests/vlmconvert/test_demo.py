@@ -72,7 +72,7 @@ def test_teacher_forced_accuracy_is_that_of_generate(demo, model):
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         inputs = processor(images=scene.image, text=text, return_tensors="pt", add_special_tokens=False)
         tokens = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
-        right += processor.decode(tokens, skip_special_tokens=True) == scene.questions[0].answer
+        right += processor.decode(tokens, skip_special_tokens=True).strip() == scene.questions[0].answer
     assert right / 20 == exact_match(model, processor, 20)
 
 

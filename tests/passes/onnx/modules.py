@@ -54,7 +54,7 @@ def make(folder, width: int, inner: int) -> tuple[BlockSource, Kind]:
     ):
         (folder / file).write_text(json.dumps(content))
     block = Block("block", "awkward", tensors, {"ids": "ids"}, {"out": "out"}, role="layer")
-    component = Component("toy", "toy", "toy", {"awkward": kind}, (block,), (ids,), (out,))
+    component = Component("toy", "language", "toy", {"onnx": "toy"}, {"awkward": kind}, (block,), (ids,), (out,))
     trace_kinds({}, (component,), folder)
     return BlockSource(open_checkpoint(folder), Templates(folder), block), kind
 
