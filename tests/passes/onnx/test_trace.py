@@ -11,7 +11,7 @@ from passes.split import Component, Kind
 
 
 def component_of(*kinds: Kind) -> Component:
-    return Component("part", "part", "part", {kind.name: kind for kind in kinds}, (), (), ())
+    return Component("part", "language", "part", {}, {kind.name: kind for kind in kinds}, (), (), ())
 
 
 def test_equal_kinds_give_equal_files(traced, tmp_path):
