@@ -2,19 +2,25 @@
 
     python -m tests.benchmarks.oldest_onnxruntime ARTIFACT...
 
-Each release is installed into an environment of its own, without this project. Every graph must give finite outputs on the
-release that its component names; whether the one before it fails is printed.
+Each release is installed into a folder of its own, so packages must be reachable. Every graph must give finite outputs on
+the release that its component names; whether the one before it fails is printed. `tests/vlmconvert/test_onnx.py` does the
+same with the demo.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
+
+from manifests.io import read_manifest
+
+__all__ = ["BEFORE", "graphs_by_release", "install", "run_graph"]
 
 # What is tried below each release; none is older than 1.15 for this Python.
 BEFORE = {"1.15": None, "1.17": "1.16", "1.22": "1.21"}
@@ -23,6 +29,7 @@ import sys
 import numpy as np
 import onnxruntime as ort
 
+assert ort.__version__.startswith(sys.argv[2])
 session = ort.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 dtypes = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 sizes = {"past_sequence": 0, "sequence": 3, "total_sequence": 3}
@@ -34,30 +41,48 @@ assert all(np.isfinite(value).all() for value in session.run(None, feeds))
 """
 
 
+def graphs_by_release(artifacts: Iterable[Path]) -> dict[str, list[Path]]:
+    """Release -> the graphs whose component names it as the oldest one."""
+    graphs: dict[str, list[Path]] = {}
+    for artifact in artifacts:
+        for component in read_manifest(artifact).components:
+            assert component.requires is not None
+            graph = next(artifact / file.path for file in component.files if file.path.endswith(".onnx"))
+            graphs.setdefault(str(component.requires.onnxruntime), []).append(graph)
+    return graphs
+
+
+def install(release: str, folder: Path) -> None:
+    """Install a release of ONNX Runtime into a folder.
+
+    Raises:
+        subprocess.CalledProcessError: if there is none for this Python, or packages cannot be reached.
+    """
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder)]
+    subprocess.run([*command, f"onnxruntime=={release}.*", "numpy<2"], check=True, capture_output=True)
+
+
+def run_graph(graph: Path, release: str, folder: Path) -> str:
+    """Run a graph on a release that is installed in a folder; returns the error, or nothing."""
+    command = [sys.executable, "-c", RUN, str(graph.resolve()), release]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return "" if result.returncode == 0 else result.stderr.strip().splitlines()[-1]
+
+
 @click.command()
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 def main(artifacts: tuple[Path, ...]) -> None:
     """Try every component of the artifacts."""
-    wanted: dict[str, list[tuple[Path, bool]]] = {}
-    for artifact in artifacts:
-        for component in json.loads((artifact / "manifest.json").read_text())["components"]:
-            oldest = component["requires"]["onnxruntime"]
-            graph = next(artifact / file["path"] for file in component["files"] if file["path"].endswith(".onnx"))
-            wanted.setdefault(oldest, []).append((graph, True))
-            if BEFORE[oldest]:
-                wanted.setdefault(BEFORE[oldest], []).append((graph, False))
     failures = 0
-    for release, graphs in sorted(wanted.items()):
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-            python = str(Path(folder) / "bin" / "python")
-            command = [python, "-m", "pip", "install", "--quiet", f"onnxruntime=={release}.*", "numpy<2"]
-            subprocess.run(command, check=True)
-            for graph, must_run in graphs:
-                result = subprocess.run([python, "-c", RUN, str(graph)], capture_output=True, text=True)
-                reason = "" if result.returncode == 0 else result.stderr.strip().splitlines()[-1][:120]
-                click.echo(f"{release}  {graph.parent.name}/{graph.name}: {reason or 'runs'}")
-                failures += must_run and result.returncode != 0
+    for oldest, graphs in graphs_by_release(artifacts).items():
+        for release in filter(None, (oldest, BEFORE[oldest])):
+            with tempfile.TemporaryDirectory() as folder:
+                install(release, Path(folder))
+                for graph in graphs:
+                    error = run_graph(graph, release, Path(folder))
+                    click.echo(f"{release}  {graph.parent.name}/{graph.name}: {error[:120] or 'runs'}")
+                    failures += release == oldest and error != ""
     sys.exit(failures > 0)
 
 

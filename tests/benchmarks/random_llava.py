@@ -11,11 +11,10 @@ import json
 import shutil
 from pathlib import Path
 
-import click
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from tests.benchmarks.random_weights import write_random_weights
+from tests.benchmarks.random_weights import command, write_random_weights
 from vlmconvert.artifact import processor_files
 from vlmconvert.families import demo_checkpoint
 
@@ -38,7 +37,7 @@ def write_random_llava(
     vocabulary: int = 32000,
     seed: int = 0,
 ) -> None:
-    """Write config, processor (the demo's) and bf16 weights; the vision tower is a small CLIP for the demo's images."""
+    """Write a random LLaVA checkpoint: config, processor (the demo's) and bf16 weights; the vision tower is a small CLIP for the demo's images."""
     folder.mkdir(parents=True, exist_ok=True)
     demo = demo_checkpoint("llava")
     image_size, patch_size = 112, 14
@@ -81,19 +80,7 @@ def write_random_llava(
     write_random_weights(folder, shapes, _ON_HUB, seed)
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--layers", default=20, show_default=True)
-@click.option("--hidden", default=2048, show_default=True)
-@click.option("--intermediate", default=5632, show_default=True)
-@click.option("--heads", default=32, show_default=True)
-@click.option("--key-value-heads", default=8, show_default=True)
-@click.option("--vocabulary", default=32000, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-def main(folder: Path, **shape: int) -> None:
-    """Write a random LLaVA checkpoint."""
-    write_random_llava(folder, **shape)
-
+main = command(write_random_llava)
 
 if __name__ == "__main__":
     main()

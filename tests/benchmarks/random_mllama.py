@@ -8,12 +8,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import click
 import torch
 from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaConfig, MllamaTextConfig, MllamaVisionConfig
 
-from tests.benchmarks.random_weights import write_random_weights
+from tests.benchmarks.random_weights import command, write_random_weights
 from vlmconvert.artifact import processor_files
 from vlmconvert.families import demo_checkpoint
 
@@ -36,7 +35,7 @@ def write_random_mllama(
     vocabulary: int = 32000,
     seed: int = 0,
 ) -> None:
-    """Write config, processor (the demo's) and bf16 weights; every fifth layer from the fourth is a cross-attention layer."""
+    """Write a random mllama checkpoint: config, processor (the demo's) and bf16 weights; every fifth layer from the fourth is a cross-attention layer."""
     folder.mkdir(parents=True, exist_ok=True)
     demo = demo_checkpoint("mllama")
     vision = MllamaConfig.from_pretrained(demo).vision_config.to_dict()
@@ -71,19 +70,7 @@ def write_random_mllama(
     write_random_weights(folder, shapes, _ON_HUB, seed)
 
 
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--layers", default=20, show_default=True)
-@click.option("--hidden", default=2048, show_default=True)
-@click.option("--intermediate", default=5632, show_default=True)
-@click.option("--heads", default=32, show_default=True)
-@click.option("--key-value-heads", default=8, show_default=True)
-@click.option("--vocabulary", default=32000, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-def main(folder: Path, **shape: int) -> None:
-    """Write a random mllama checkpoint."""
-    write_random_mllama(folder, **shape)
-
+main = command(write_random_mllama)
 
 if __name__ == "__main__":
     main()

@@ -1,15 +1,17 @@
-"""Writing random bf16 weights shard by shard, without holding them in memory."""
+"""Writing random bf16 weights shard by shard, without holding them in memory, and the command line of what does so."""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import click
 import torch
 from safetensors.torch import save_file
 
-__all__ = ["write_random_weights"]
+__all__ = ["command", "write_random_weights"]
 
 _SHARD = 500_000_000  # bytes
 
@@ -57,3 +59,16 @@ def _values(name: str, shape: torch.Size, generator: torch.Generator) -> torch.T
     if "gate" in name.rpartition(".")[2]:
         return torch.full(shape, 0.5, dtype=torch.bfloat16)
     return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+
+
+def command(write: Callable[..., None]) -> click.Command:
+    """A command for a function that takes a folder and numbers with defaults: each number is an option."""
+
+    @click.command(help=write.__doc__)
+    @click.argument("folder", type=click.Path(path_type=Path))
+    def main(folder: Path, **numbers: int) -> None:
+        write(folder, **numbers)
+
+    for name, parameter in list(inspect.signature(write).parameters.items())[1:]:
+        main = click.option(f"--{name.replace('_', '-')}", default=parameter.default, show_default=True)(main)
+    return main

@@ -1,6 +1,7 @@
 """ONNX folders: what is in them, and every command on them as on OpenVINO folders."""
 
 import json
+import subprocess
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from calibration.inputs import chat_text, load_processor, process
 from calibration.scenes import Split, draw_scene
 from manifests.evaluation import read_evaluation
 from manifests.io import read_manifest
+from tests.benchmarks.oldest_onnxruntime import BEFORE, graphs_by_release, install, run_graph
 from tests.checkpoints import write_checkpoint
 from tests.conftest import vlmconvert
 from tests.garbage import copy, flip_bit
@@ -67,6 +69,24 @@ def test_the_manifest_says_what_a_runtime_needs(exact, small):
     assert needs[small]["vision_encoder"].onnxruntime == "1.15"
     assert needs[small]["language_model"].domains == {"com.microsoft": 1}
     assert needs[small]["language_model"].onnxruntime == "1.22"
+
+
+@pytest.mark.parametrize("release", BEFORE)
+def test_the_oldest_onnxruntime_of_the_manifest_runs_it_and_the_one_before_does_not(
+    release, exact, small, build, tmp_path
+):
+    four = build("--target", "onnx", "--llm", "int4", "--all-layers", "--vision", "fp32")
+    graphs = graphs_by_release((exact, small, four))
+    assert set(graphs) == set(BEFORE)
+    for number in filter(None, (release, BEFORE[release])):
+        folder = tmp_path / number
+        try:
+            install(number, folder)
+        except subprocess.CalledProcessError:
+            pytest.skip(f"needs onnxruntime {number} for this Python from a package index")
+        for graph in graphs[release]:
+            error = run_graph(graph, number, folder)
+            assert (error == "") == (number == release), error
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import DynamicCache
-from transformers.utils import logging
+
+from vlmconvert.families.reference import TorchReference
 
 __all__ = ["Reference"]
 
 
-class Reference:
-    """transformers' own class in float32, with the interface of `passes.validate.protocol.Model`.
+class Reference(TorchReference):
+    """A class of the LLaVA line; what is handed over is the projector's output.
 
     Args:
         folder: the checkpoint.
@@ -25,13 +25,11 @@ class Reference:
     """
 
     def __init__(self, folder: Path, architecture: str, output: str, joined: bool = False) -> None:
-        logging.disable_progress_bar()
-        self.model = getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32).eval()
+        super().__init__(folder, architecture)
         self.model.model.multi_modal_projector.register_forward_hook(self._projected)
         self._output, self._joined = output, joined
         self._made: list[torch.Tensor] = []
         self._given: torch.Tensor | None = None
-        self._state: dict[str, Any] = {}
 
     @property
     def handed(self) -> dict[str, np.ndarray]:
@@ -42,32 +40,9 @@ class Reference:
             return {self._output: self._made[0].numpy()}
         return {self._output: torch.cat([part.flatten(0, 1) for part in self._made])[None].numpy()}
 
-    @torch.no_grad()
-    def prefill(self, processed: dict[str, np.ndarray], handed: dict[str, np.ndarray] | None = None) -> np.ndarray:
-        """See `passes.validate.protocol.Model`."""
-        inputs = {name: torch.from_numpy(np.asarray(value)) for name, value in processed.items()}
-        cache = DynamicCache(config=self.model.config.get_text_config())
+    def _take(self, handed: dict[str, np.ndarray] | None, inputs: dict[str, torch.Tensor], cache: DynamicCache) -> None:
         self._made = []
         self._given = torch.from_numpy(handed[self._output]).flatten(0, 1) if handed else None
-        mask = inputs["attention_mask"]
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = self.model(**inputs, past_key_values=cache, use_cache=True).logits
-        self._state = {"past_key_values": cache, "attention_mask": mask, "position": inputs["position_ids"][:, -1:]}
-        return logits.numpy()
-
-    @torch.no_grad()
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        """See `passes.validate.protocol.Model`."""
-        state = self._state
-        state["attention_mask"] = torch.cat((state["attention_mask"], torch.ones(len(tokens), 1, dtype=torch.long)), 1)
-        state["position"] = state["position"] + 1
-        return self.model(
-            input_ids=torch.from_numpy(tokens).reshape(-1, 1),
-            attention_mask=state["attention_mask"],
-            position_ids=state["position"],
-            past_key_values=state["past_key_values"],
-            use_cache=True,
-        ).logits.numpy()
 
     def _projected(self, _module: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
         """Remember what the projector made, or put what was given in its place."""
