@@ -12,7 +12,15 @@ from manifests.errors import BadInputError
 from manifests.files import write_atomically
 from manifests.model import Sha256
 
-__all__ = ["Decoding", "Description", "Descriptions", "RefereeReport", "read_descriptions", "write_descriptions"]
+__all__ = [
+    "Decoding",
+    "Description",
+    "Descriptions",
+    "KeptDescriptions",
+    "RefereeReport",
+    "read_descriptions",
+    "write_descriptions",
+]
 
 
 class _Record(BaseModel):
@@ -42,7 +50,7 @@ class Descriptions(_Record):
     schema_version: Literal["1.0"] = "1.0"
     model: str
     decoding: Decoding
-    descriptions: list[Description]
+    descriptions: list[Description] = Field(min_length=1)
 
 
 class RefereeReport(_Record):
@@ -57,6 +65,34 @@ class RefereeReport(_Record):
     p_value: float = Field(description="two-sided, of equal means; paired bootstrap")
     winner: str | None = Field(description="the model with the higher mean; null if they are equal")
     scores: dict[str, tuple[float, float]] = Field(description="both models' score of each image")
+
+
+class KeptDescriptions:
+    """Descriptions while they are made, a line each in a file, so that a run that was killed goes on.
+
+    Args:
+        path: the file; one of another model, or of one that was asked otherwise, is begun again.
+        model: the model's name.
+        decoding: how it is asked.
+    """
+
+    def __init__(self, path: Path, model: str, decoding: Decoding) -> None:
+        self._path = path
+        self.by_image: dict[str, Description] = {}
+        head = json.dumps({"model": model, "decoding": decoding.model_dump()})
+        # The last line is whole or, after a kill, may be a part that no newline ends.
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        if lines[:1] == [head]:
+            found = [Description.model_validate_json(line) for line in lines[1:]]
+            self.by_image = {item.image: item for item in found}
+        text = "".join(f"{line}\n" for line in [head, *(item.model_dump_json() for item in self.by_image.values())])
+        write_atomically(path, text)
+
+    def add(self, description: Description) -> None:
+        """Keep one more."""
+        self.by_image[description.image] = description
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(description.model_dump_json() + "\n")
 
 
 def write_descriptions(descriptions: Descriptions, path: Path) -> None:

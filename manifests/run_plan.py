@@ -27,6 +27,9 @@ class RuntimePlan(_Record):
 
     runtime: Literal["mindie", "vllm-ascend"]
     world_sizes: list[WorldSize]
+    benchmark: str = Field(
+        description="line that measures the throughput in batches of 1 to 10; of vllm-ascend, beside its server"
+    )
 
 
 class RunPlan(_Record):

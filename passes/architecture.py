@@ -40,7 +40,8 @@ class Architecture:
 
     Attributes:
         config: the config with every default filled in.
-        names: in-memory tensor name -> name in the checkpoint's files.
+        names: in-memory tensor name -> name in the checkpoint's files; also of buffers that the config does not ask for,
+            which no artifact holds.
         on_hub: in-memory tensor name -> on-hub name; also for tensors that the checkpoint ties and does not hold.
         shapes: in-memory tensor name -> shape that the config implies.
         linears: in-memory names of the linear layers inside the language model, without its LM head.
@@ -62,13 +63,13 @@ class Architecture:
         return self.names[name if name in self.names else self.tied[name]]
 
     def in_file_order(self, checkpoint: Checkpoint) -> list[str]:
-        """In-memory names of all tensors, tied ones too, in the order in which a disk reads them."""
+        """In-memory names of the model's tensors, tied ones too, in the order in which a disk reads them."""
 
         def place(name: str) -> tuple[str, int, str]:
             info = checkpoint.tensors[self.source(name)]
             return info.file, info.offset, name
 
-        return sorted([*self.names, *self.tied], key=place)
+        return sorted(self.shapes, key=place)
 
     def check(self, checkpoint: Checkpoint) -> None:
         """Compare the checkpoint's tensors with what the config implies, on metadata.
@@ -120,7 +121,7 @@ def read_architecture(folder: Path, tensor_names: list[str]) -> Architecture:
     return Architecture(
         config=config.to_dict(),
         names=names,
-        on_hub=_on_hub_names(model, [*shapes, *(name for name in names if name not in shapes)]),
+        on_hub=_on_hub_names(model, shapes),
         shapes=shapes,
         linears=tuple(_linears(model)),
         tied=tied,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,14 @@ __all__ = [
 ]
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
-_DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1}
+_BUFFER_DTYPE = "I64"
+_DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, _BUFFER_DTYPE: 8}
 _HEADER_LIMIT = 100_000_000  # the same limit as the safetensors library's
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `dtype` is F32, F16, BF16 or I8, `offset` counts from the start of the file, in bytes."""
+    """Where one tensor lies: `dtype` is F32, F16, BF16, I8 or I64, `offset` counts from the start of the file, in bytes."""
 
     file: str
     dtype: str
@@ -97,6 +99,14 @@ class Checkpoint:
         """The dtypes of the weights, such as `BF16` or `BF16+F32`."""
         return "+".join(sorted({info.dtype for info in self.tensors.values()}))
 
+    @property
+    def main_dtype(self) -> str:
+        """The dtype that most bytes of the weights have."""
+        sizes: Counter[str] = Counter()
+        for info in self.tensors.values():
+            sizes[info.dtype] += info.byte_size
+        return sizes.most_common(1)[0][0]
+
 
 def fetch_checkpoint(
     model: str,
@@ -153,7 +163,7 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
         )
     tensors: dict[str, TensorInfo] = {}
     for file, names in _weight_files(folder).items():
-        header = read_header(folder, file)
+        header = read_header(folder, file, (*FLOAT_DTYPES, _BUFFER_DTYPE))
         if names is not None and (missing := sorted(names - header.keys())):
             raise BadInputError(
                 f"{folder / file} lacks tensor {missing[0]}, which the index places there "
@@ -164,7 +174,9 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
                 raise BadInputError(
                     f"tensor {name} stands in both {tensors[name].file} and {file}: fetch the checkpoint again"
                 )
-            tensors[name] = info
+            # Position ids, which older checkpoints hold and models make themselves, are no weight.
+            if info.dtype != _BUFFER_DTYPE:
+                tensors[name] = info
     return Checkpoint(model or folder.resolve().name, revision, folder, config, tensors)
 
 
@@ -265,8 +277,9 @@ def read_header(folder: Path, file: str, dtypes: Sequence[str] = FLOAT_DTYPES) -
             raise BadInputError(f"{damaged} (entry {name} is malformed): fetch the file again") from error
         if dtype not in dtypes:
             mend = "convert the checkpoint again" if "I8" in dtypes else "give the float checkpoint"
+            known = [dtype for dtype in dtypes if dtype != _BUFFER_DTYPE]
             raise BadInputError(
-                f"{path}: tensor {name} has dtype {dtype}, expected {', '.join(dtypes[:-1])} or {dtypes[-1]}: {mend}"
+                f"{path}: tensor {name} has dtype {dtype}, expected {', '.join(known[:-1])} or {known[-1]}: {mend}"
             )
         info = TensorInfo(file, dtype, shape, 8 + length + first)
         if last - first != info.byte_size or first < 0:

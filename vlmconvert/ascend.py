@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import tempfile
@@ -20,9 +19,10 @@ from manifests.model import FileRecord
 from manifests.run_plan import RunPlan
 from passes.architecture import Architecture, read_architecture
 from passes.checkpoint import Checkpoint
+from passes.compress.msmodelslim import calibrate, check_options, plan_calibrated
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import AscendWeights, artifact_config, plan_weights, write_config
-from passes.export.run_plan import run_plan
+from passes.export.run_plan import plan_lengths, run_plan
 from passes.split import Component
 from passes.store import library_versions
 from vlmconvert.artifact import Contents, check_disk, check_processor, processor_files, source_names
@@ -130,16 +130,19 @@ class AscendConversion:
             self.source_files = list(records)
         self.config = complete_config(family, self.architecture.config, self.names, checkpoint)
         self.components: tuple[Component, ...] = family_module(family).components(self.config)
+        used = {self.architecture.source(name) for name in self.architecture.shapes}
         line = PlanLine(
             name=_COMPONENT,
             precision=_PRECISION,
             blocks=sum(len(component.blocks) for component in self.components),
             passes=(str(options.quantize),),
             fallbacks=(),
-            size_before=sum(checkpoint.tensors[name].byte_size for name in self.names.values()),
+            size_before=sum(checkpoint.tensors[name].byte_size for name in used),
             size_after=weights.size,
+            # What the other engine leaves as float has its dtype.
+            files=weights.file_sizes if options.engine == "vlmconvert" else {},
         )
-        unused = checkpoint.tensors.keys() - self.names.values()
+        unused = checkpoint.tensors.keys() - used
         files = 2 if options.engine == "msmodelslim" else 1
         self.plan = AscendPlan((line,), tuple(sorted(unused)), weights.size, files * weights.size)
 
@@ -211,16 +214,7 @@ def plan_ascend(checkpoint: Checkpoint, architecture: Architecture, options: Asc
             f"checkpoint's own {checkpoint.dtype}; leave the option out"
         )
     if options.engine == "msmodelslim":
-        for option, given in (
-            ("--outlier-suppression", options.quantize.outlier_suppression != "none"),
-            ("--allow-nonfinite", options.quantize.allow_nonfinite),
-        ):
-            if given:
-                raise BadInputError(f"{option} goes with our own engine: leave out --engine msmodelslim")
-        if importlib.util.find_spec("msmodelslim") is None:
-            raise BadInputError(
-                "--engine msmodelslim is not installed: pip install 'vlmconvert[ascend]', or leave the option out"
-            )
+        check_options(options.quantize)
     return plan_weights(checkpoint, architecture, options.quantize, options.shard_size)
 
 
@@ -234,8 +228,6 @@ def write_ascend(
     """
     weights = plan_ascend(checkpoint, architecture, options)
     if options.engine == "msmodelslim":
-        from passes.compress.msmodelslim import calibrate, plan_calibrated
-
         with tempfile.TemporaryDirectory(prefix=".msmodelslim-", dir=folder) as temporary:
             raw = Path(temporary)
             run(calibrate, checkpoint, architecture, options.quantize, raw)
@@ -245,14 +237,16 @@ def write_ascend(
         files = weights.write(folder, options.workers)
     config = artifact_config(checkpoint, architecture)
     assets = [write_config(config, folder), *write_sidecars(checkpoint.folder, folder)]
-    return AscendArtifact(weights, files, assets, run_plan(weights, config))
+    family = str(config["model_type"]).replace("_", "-")
+    lengths = plan_lengths(config, family_module(family).image_tokens(config))
+    return AscendArtifact(weights, files, assets, run_plan(weights, config, **lengths))
 
 
 def write_sidecars(source: Path, folder: Path) -> list[FileRecord]:
     """Copy every file of processor and tokenizer, and let transformers 4, with which MindIE reads them, find its way.
 
-    It looks for the image processor in a file of its own, and does not know the class by which transformers 5 calls a tokenizer
-    that is one file.
+    It looks for the image processor in a file of its own, does not know the class by which transformers 5 calls a tokenizer
+    that is one file, and calls a list of special tokens otherwise.
     """
     for path in processor_files(source):
         shutil.copyfile(path, folder / path.name)
@@ -263,8 +257,13 @@ def write_sidecars(source: Path, folder: Path) -> list[FileRecord]:
             _write(folder / _PREPROCESSOR, {**processor["image_processor"], **own})
     if (folder / _TOKENIZER).is_file():
         tokenizer = _read(folder / _TOKENIZER)
+        before = dict(tokenizer)
         if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-            _write(folder / _TOKENIZER, {**tokenizer, "tokenizer_class": "PreTrainedTokenizerFast"})
+            tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if isinstance(tokenizer.get("extra_special_tokens"), list):
+            tokenizer["additional_special_tokens"] = tokenizer.pop("extra_special_tokens")
+        if tokenizer != before:
+            _write(folder / _TOKENIZER, tokenizer)
     return [file_record(path, folder) for path in processor_files(folder)]
 
 

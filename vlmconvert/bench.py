@@ -7,12 +7,12 @@ import io
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from rich.table import Table
@@ -21,12 +21,16 @@ from calibration.scenes import CAPTION_QUESTION, Split, draw_scene
 from manifests.bench import Bench, BenchRow, Spread
 from manifests.errors import BadInputError
 from manifests.io import MANIFEST_NAME, read_manifest
+from passes.checkpoint import read_config
 from passes.store import library_versions
 from vlmconvert.console import Reporter, format_size
 from vlmconvert.families import family_module
 from vlmconvert.measured import MeasuredProcess, Repeat, Side, torch_name
 
-__all__ = ["BenchRequest", "bench", "bench_csv", "bench_notes", "bench_prompts", "bench_table"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["BenchRequest", "bench", "bench_csv", "bench_notes", "bench_pictures", "bench_prompts", "bench_table"]
 
 _FIGURES = ("vision_ms", "first_token_ms", "per_token_ms", "tokens_per_s")
 
@@ -181,23 +185,25 @@ def bench_prompts(
     folder: Path, family: str, batch: int, images: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Two prompts of equal shape with other images, so that no runtime can reuse what it has encoded."""
-    from PIL import ImageOps
-
     from calibration.inputs import chat_text, load_processor, process
 
     processor = load_processor(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    # The largest, which a photo fills too: the drawn scenes are small.
-    size = family_module(family).calibration_sizes(config)[-1]
     text = chat_text(processor, ((CAPTION_QUESTION, None),), images)
 
     def prompt(first: int) -> dict[str, np.ndarray]:
-        scenes = (draw_scene(Split.TEST, first + index).image for index in range(batch * images))
-        pictures = [ImageOps.fit(scene, size) for scene in scenes]
+        pictures = bench_pictures(folder, family, range(first, first + batch * images))
         rows = [pictures[row * images : (row + 1) * images] for row in range(batch)]
         return process(processor, [text] * batch, rows)
 
     return prompt(0), prompt(batch * images)
+
+
+def bench_pictures(folder: Path, family: str, numbers: Iterable[int]) -> list[Image.Image]:
+    """Drawn scenes of the largest size that the model takes, which a photo fills too: as they are they are small."""
+    from PIL import ImageOps
+
+    size = family_module(family).calibration_sizes(read_config(folder))[-1]
+    return [ImageOps.fit(draw_scene(Split.TEST, number).image, size) for number in numbers]
 
 
 def _row(request: BenchRequest, label: str, batch: int, repeats: list[Repeat]) -> BenchRow:

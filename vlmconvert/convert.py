@@ -262,10 +262,12 @@ def _check_output(output: Path, conversion: _Work, force: bool) -> None:
         raise BadInputError(f"{output} exists and vlmconvert did not write it: {mend}")
     existing = read_manifest(output)
     planned = {line.name: list(line.passes) for line in conversion.plan.lines}
+    sizes = {file.path: file.size for item in existing.components for file in item.files}
     if (
         {item.name: item.passes for item in existing.components} != planned
         or existing.source.files != conversion.source_files
         or existing.environment != conversion.environment
+        or not all(line.files.items() <= sizes.items() for line in conversion.plan.lines)
     ):
         raise BadInputError(f"{output} holds a different result: {mend}")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from calibration.inputs import load_processor, prompt_inputs
 from calibration.sources.images import open_image
-from manifests.descriptions import Decoding, Description, Descriptions
+from manifests.descriptions import Decoding, Description, Descriptions, KeptDescriptions
 from manifests.errors import BadInputError
 from manifests.files import sha256_file
 from manifests.io import MANIFEST_NAME
@@ -120,21 +120,33 @@ def described(
     describer: Describer,
     images: list[Path],
     decoding: Decoding,
+    partial: Path,
     batch: int = 1,
     step: Callable[[str], None] = lambda label: None,
 ) -> Descriptions:
-    """Have all images described, `batch` at a time."""
-    found = []
-    for first in range(0, len(images), batch):
-        chosen = images[first : first + batch]
+    """Have all images described, `batch` at a time; those that `partial` holds of an earlier run are not asked about again.
+
+    `partial` is left for the caller to remove when the result is safe.
+    """
+    kept = KeptDescriptions(partial, describer.name, decoding)
+    hashes = {path.name: sha256_file(path) for path in images}
+    left = []
+    for path in images:
+        if path.name in kept.by_image and kept.by_image[path.name].sha256 == hashes[path.name]:
+            step(path.name)
+        else:
+            left.append(path)
+    for first in range(0, len(left), batch):
+        chosen = left[first : first + batch]
         texts = describer.describe(chosen, decoding)
         for path, text in zip(chosen, texts, strict=True):
-            found.append(Description(image=path.name, sha256=sha256_file(path), text=text))
+            kept.add(Description(image=path.name, sha256=hashes[path.name], text=text))
             step(path.name)
+    found = [kept.by_image[path.name] for path in images]
     return Descriptions(model=describer.name, decoding=decoding, descriptions=found)
 
 
-def import_answers(answers: Path, images: list[Path], model: str, decoding: Decoding) -> Descriptions:
+def import_answers(answers: Path, images: list[Path], model: str, decoding: Decoding, end: str = "") -> Descriptions:
     """Make a file of MindIE's `predict_result.json`, which holds the answers alone.
 
     Args:
@@ -142,13 +154,14 @@ def import_answers(answers: Path, images: list[Path], model: str, decoding: Deco
         images: the images that must be there.
         model: the model's name.
         decoding: how they were asked for, which MindIE's file does not say.
+        end: the token that ends an answer, which MindIE leaves at its end.
 
     Raises:
         BadInputError: if it is no such file, or lacks an image.
     """
     try:
         data = json.loads(answers.read_text(encoding="utf-8"))
-        texts = {Path(name).name: str(text).strip() for name, text in data.items()}
+        texts = {Path(name).name: str(text).strip().removesuffix(end).strip() for name, text in data.items()}
     except (OSError, ValueError, AttributeError) as error:
         raise BadInputError(
             f"{answers} is not a file of answers ({error}): give the predict_result.json that run_pa.sh --precision writes"

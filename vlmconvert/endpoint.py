@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server, as vllm-ascend and MindIE Service offer it: asked about an image, and timed."""
+"""A model behind a server that speaks OpenAI's chat API, as vllm-ascend does: asked about an image, and timed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from manifests.errors import BadInputError, ConversionError
 __all__ = ["Answer", "Endpoint"]
 
 _TIMEOUT = 600  # seconds between two pieces of an answer
+# Said in full: what is left out, vLLM takes from the model's generation_config.json.
+_GREEDY = {"temperature": 0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Endpoint:
         body: dict[str, Any] = {
             "model": self.served_model(),
             "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
+            **_GREEDY,
             "max_tokens": max_new_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -92,6 +94,8 @@ class Endpoint:
         try:
             with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310
                 for event in _events(response):
+                    if "error" in event:
+                        raise ConversionError(f"{self.url} broke off: {_message(event['error'])}")
                     usage = event.get("usage") or usage
                     for choice in event.get("choices") or []:
                         piece = (choice.get("delta") or {}).get("content")
@@ -114,6 +118,10 @@ class Endpoint:
         if not self.url.startswith(("http://", "https://")):
             raise BadInputError(f"--endpoint {self.url} is no address: write it as http://localhost:8000/v1")
         return f"{self.url.rstrip('/')}/{path}"
+
+
+def _message(error: Any) -> str:
+    return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
 def _events(response: Any) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from manifests.errors import BadInputError
@@ -66,6 +67,7 @@ class PlanLine:
         fallbacks: layers that cannot be compressed as asked, and what they get instead.
         size_before: bytes of the component's tensors in the checkpoint.
         size_after: estimate in bytes.
+        files: name -> bytes of files whose sizes are known beforehand.
     """
 
     name: str
@@ -75,6 +77,7 @@ class PlanLine:
     fallbacks: tuple[str, ...]
     size_before: int
     size_after: int
+    files: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count, islice
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 from rich.table import Table
 
-from calibration.scenes import CAPTION_QUESTION, Split, draw_scene
+from calibration.scenes import CAPTION_QUESTION
 from manifests.errors import ConversionError
 from manifests.io import read_manifest
 from passes.checkpoint import read_config
-from vlmconvert.bench import bench_prompts
+from vlmconvert.bench import bench_pictures, bench_prompts
 from vlmconvert.console import Reporter
 from vlmconvert.endpoint import Answer, Endpoint
 from vlmconvert.measured import MeasuredProcess, Repeat, Side
@@ -86,7 +87,7 @@ class ProtocolRequest:
         endpoint: the server's address; None measures on this machine.
         batches: prompts at once, one line each.
         new_tokens: tokens of every answer.
-        warmup: measurements before the one that counts, on this machine.
+        warmup: measurements of each batch before the one that counts.
         device: device name of the artifact's runtime.
         ov_config: options of that runtime.
         cache_dir: where OpenVINO keeps compiled models.
@@ -102,8 +103,17 @@ class ProtocolRequest:
     cache_dir: Path | None = None
 
 
-def bench_protocol(request: ProtocolRequest, reporter: Reporter) -> list[ProtocolRow]:
+def bench_protocol(
+    request: ProtocolRequest, reporter: Reporter, keep: Callable[[list[ProtocolRow]], None] = lambda rows: None
+) -> list[ProtocolRow]:
     """Measure an artifact by the protocol: one drawn image and one fixed question a prompt.
+
+    No image is shown twice, so that no runtime can reuse what it has computed.
+
+    Args:
+        request: what to measure.
+        reporter: shows progress.
+        keep: called with all rows so far after each of them.
 
     Raises:
         BadInputError: if the folder is no artifact, or the server does not answer.
@@ -114,12 +124,22 @@ def bench_protocol(request: ProtocolRequest, reporter: Reporter) -> list[Protoco
         if request.endpoint is not None:
             prompt, _other = bench_prompts(request.folder, manifest.family, 1, 1)
             counts = _token_counts(request.folder, prompt)
-            image = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scene.png"
-            draw_scene(Split.TEST, 0).image.save(image)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             endpoint = Endpoint(request.endpoint, Endpoint(request.endpoint).served_model())
+            numbers = count()
+
+            def images(batch: int) -> Iterator[Path]:
+                for number in islice(numbers, batch):
+                    (picture,) = bench_pictures(request.folder, manifest.family, [number])
+                    picture.save(folder / f"{number}.png")
+                    yield folder / f"{number}.png"
 
             def measure(batch: int) -> ProtocolRow:
-                return endpoint_row(endpoint, batch, CAPTION_QUESTION, image, counts[0], request.new_tokens)
+                rows = [
+                    endpoint_row(endpoint, CAPTION_QUESTION, list(images(batch)), counts[0], request.new_tokens)
+                    for _ in range(request.warmup + 1)
+                ]
+                return rows[-1]
         else:
             side = Side(request.folder, manifest.name, request.device, request.ov_config, request.cache_dir)
             process = stack.enter_context(MeasuredProcess(side))
@@ -133,7 +153,7 @@ def bench_protocol(request: ProtocolRequest, reporter: Reporter) -> list[Protoco
                 return local_row(repeats[-1], batch, *_token_counts(request.folder, prompts[1]), request.new_tokens)
 
         with reporter.stage("measuring", len(request.batches)) as step:
-            return run_protocol(measure, request.batches, step)
+            return run_protocol(measure, request.batches, step, keep)
 
 
 def protocol_table(rows: Iterable[ProtocolRow], title: str) -> Table:
@@ -150,11 +170,13 @@ def run_protocol(
     measure: Callable[[int], ProtocolRow],
     batches: Sequence[int] = BATCHES,
     step: Callable[[str], None] = lambda label: None,
+    keep: Callable[[list[ProtocolRow]], None] = lambda rows: None,
 ) -> list[ProtocolRow]:
     """Measure every batch size in order."""
-    rows = []
+    rows: list[ProtocolRow] = []
     for batch in batches:
         rows.append(measure(batch))
+        keep(rows)
         step(f"batch {batch}")
     return rows
 
@@ -185,19 +207,20 @@ def local_row(repeat: Repeat, batch: int, input_tokens: int, embedding_tokens: i
 
 
 def endpoint_row(
-    endpoint: Endpoint, batch: int, prompt: str, image: Path, input_tokens: int, new_tokens: int = NEW_TOKENS
+    endpoint: Endpoint, prompt: str, images: Sequence[Path], input_tokens: int, new_tokens: int = NEW_TOKENS
 ) -> ProtocolRow:
-    """Ask a server `batch` questions at once, each to be answered with exactly `new_tokens` tokens.
+    """Ask a server about all images at once, each to be answered with exactly `new_tokens` tokens.
 
     Raises:
         ConversionError: if the server refuses, or ends an answer early.
     """
 
-    def ask(_number: int) -> Answer:
+    def ask(image: Path) -> Answer:
         return endpoint.ask(prompt, image, new_tokens, ignore_eos=True)
 
+    batch = len(images)
     with ThreadPoolExecutor(batch) as threads:
-        answers = list(threads.map(ask, range(batch)))
+        answers = list(threads.map(ask, images))
     for answer in answers:
         if answer.new_tokens != new_tokens:
             raise ConversionError(

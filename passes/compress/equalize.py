@@ -4,7 +4,8 @@ In a gated MLP, down(act(gate(x)) * up(x)), a factor may move from a row of the 
 projection that reads it. Where large models have outlier channels, the up projection's row is large and the down projection's
 column small, so the column is lost among its neighbours when the row that it stands in gets one scale. Factors that make both
 equally large (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", section 4.1) keep
-it. They are powers of two: the model computes the same bits, and the up projection keeps its codes.
+it. They are powers of two: the model computes the same values (but for float16 biases that become too small for all their
+bits), and the up projection keeps its codes.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ validates and compares.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,10 +23,31 @@ from passes.export.safetensors import CHUNK, Entry, raw_chunks, ring
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["calibrate", "plan_calibrated"]
+__all__ = ["calibrate", "check_options", "plan_calibrated"]
 
 _FILE = "weights.safetensors"
 _GROUP_SIZES = (0, 32, 64, 128, 256)
+
+
+def check_options(options: CompressW8A16Pass) -> None:
+    """Refuse what msmodelslim cannot do.
+
+    Raises:
+        BadInputError: if it is not installed, or an option is not one of its own.
+    """
+    for option, given in (
+        ("--outlier-suppression", options.outlier_suppression != "none"),
+        ("--allow-nonfinite", options.allow_nonfinite),
+    ):
+        if given:
+            raise BadInputError(f"{option} goes with our own engine: leave out --engine msmodelslim")
+    if options.group_size not in _GROUP_SIZES:
+        sizes = ", ".join(map(str, _GROUP_SIZES[1:]))
+        raise BadInputError(f"msmodelslim knows no --group-size {options.group_size}: choose {sizes}")
+    if importlib.util.find_spec("msmodelslim") is None:
+        raise BadInputError(
+            "--engine msmodelslim is not installed: pip install 'vlmconvert[ascend]', or leave the option out"
+        )
 
 
 def calibrate(checkpoint: Checkpoint, architecture: Architecture, options: CompressW8A16Pass, output: Path) -> None:
@@ -38,11 +60,8 @@ def calibrate(checkpoint: Checkpoint, architecture: Architecture, options: Compr
         output: an existing empty folder for what msmodelslim writes.
 
     Raises:
-        BadInputError: if msmodelslim is not installed or does not know the group size, or a weight is NaN or infinite.
+        BadInputError: if msmodelslim cannot be imported, or a weight is NaN or infinite.
     """
-    if options.group_size not in _GROUP_SIZES:
-        sizes = ", ".join(map(str, _GROUP_SIZES[1:]))
-        raise BadInputError(f"msmodelslim knows no --group-size {options.group_size}: choose {sizes}")
     try:
         from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator, QuantConfig
     except ImportError as error:
@@ -50,7 +69,7 @@ def calibrate(checkpoint: Checkpoint, architecture: Architecture, options: Compr
             f"--engine msmodelslim cannot be used ({error}): install it with pip install 'vlmconvert[ascend]', or leave the option out"
         ) from error
     logging.getLogger("msmodelslim").setLevel(logging.ERROR)
-    for name in architecture.names.values():
+    for name in {architecture.source(name) for name in architecture.shapes}:
         for chunk in raw_chunks(checkpoint.folder, checkpoint.tensors[name], ring(CHUNK)):
             check_finite(checkpoint, name, chunk)
     model = _load(checkpoint.folder)

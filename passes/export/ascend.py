@@ -76,7 +76,13 @@ class AscendWeights:
     @property
     def size(self) -> int:
         """Bytes of all weight files."""
-        return sum(file_size([part.entry for part in shard]) for shard in self.shards)
+        return sum(self.file_sizes.values())
+
+    @property
+    def file_sizes(self) -> dict[str, int]:
+        """Bytes of each weight file."""
+        sizes = (file_size([part.entry for part in shard]) for shard in self.shards)
+        return dict(zip(self.files, sizes, strict=True))
 
     @property
     def weights(self) -> dict[str, int]:
@@ -177,19 +183,18 @@ def artifact_config(checkpoint: Checkpoint, architecture: Architecture) -> dict[
     config = _with_own_keys(architecture.config, checkpoint.config)
     text = config["text_config"]
     # MindIE's mllama computes in bfloat16 alone. Its LLaVA line takes both; a float32 checkpoint is computed in float16.
-    own = {"BF16": "bfloat16", "F16": "float16"}.get(checkpoint.dtype, "float16")
-    dtype = "bfloat16" if config["model_type"] == "mllama" else own
+    bfloat16 = config["model_type"] == "mllama" or checkpoint.main_dtype == "BF16"
+    dtype = "bfloat16" if bfloat16 else "float16"
     for part in (config, text):
-        part |= {"torch_dtype": dtype, "quantize": W8A16.lower()}
-        if architecture.tied:
-            # The LM head is written out, and where a config says that it is tied, MindIE looks for a name no LLaVA has.
-            part["tie_word_embeddings"] = False
+        part |= {"dtype": dtype, "torch_dtype": dtype, "quantize": W8A16.lower()}
+        # The LM head is always there, and where a config says that it is tied, MindIE looks for a name no LLaVA has.
+        part["tie_word_embeddings"] = False
     rope = dict(text.get("rope_parameters") or {})
     if "rope_theta" in rope:
         text["rope_theta"] = rope.pop("rope_theta")
         text["rope_scaling"] = _rope_scaling(rope)
     # LLaVA-NeXT's chat template is chosen by this name.
-    text.setdefault("_name_or_path", "mistral" if text["model_type"] == "mistral" else "")
+    text["_name_or_path"] = text.get("_name_or_path") or ("mistral" if text["model_type"] == "mistral" else "")
     return config
 
 
@@ -253,13 +258,13 @@ def _float_part(
     info = checkpoint.tensors[source]
 
     def chunks() -> Chunks:
-        if equalizer:
-            yield equalizer.bias(source)
-            return
         for chunk in raw_chunks(checkpoint.folder, info, ring(CHUNK)):
             if not options.allow_nonfinite:
                 check_finite(checkpoint, source, chunk)
-            yield chunk.data
+            if not equalizer:
+                yield chunk.data
+        if equalizer:
+            yield equalizer.bias(source)
 
     return Part(Entry(on_hub, info.dtype, info.shape, info.byte_size), FLOAT, chunks)
 

@@ -8,17 +8,35 @@ from typing import Any
 from manifests.run_plan import RunPlan, RuntimePlan, WorldSize
 from passes.export.ascend import AscendWeights
 
-__all__ = ["run_plan"]
+__all__ = ["plan_lengths", "run_plan"]
 
 # What MindIE's scripts for these models offer.
 _MINDIE_CARDS = (1, 2, 4, 8)
 _VLLM_CARDS = (1, 2, 4, 8, 16)
 _HALF = 2  # bytes of a value that a runtime holds in half precision
+# MindIE's throughput protocol: up to 10 prompts at once, 256 new tokens.
+_BATCH, _NEW_TOKENS = 10, 256
+# Room for a prompt with an image of few tokens, and for the text beside one of many.
+_INPUT_TOKENS, _TEXT_TOKENS = 2048, 512
+# Linear layers whose input is divided over cards, so that every card needs all scales.
+_ROW_PARALLEL = (".o_proj.", ".down_proj.")
+_KEY_VALUE = (".k_proj.", ".v_proj.")
 
 
-def run_plan(
-    weights: AscendWeights, config: dict[str, Any], batch: int = 1, input_tokens: int = 2048, new_tokens: int = 256
-) -> RunPlan:
+def plan_lengths(config: dict[str, Any], image_tokens: int) -> dict[str, int]:
+    """Batch and lengths to plan for, as arguments of `run_plan`.
+
+    Args:
+        config: the artifact's config.json.
+        image_tokens: most tokens that an image takes in a prompt.
+    """
+    longest = config["text_config"]["max_position_embeddings"]
+    new_tokens = min(_NEW_TOKENS, longest // 2)
+    input_tokens = min(max(_INPUT_TOKENS, image_tokens + _TEXT_TOKENS), longest - new_tokens)
+    return {"batch": _BATCH, "input_tokens": input_tokens, "new_tokens": new_tokens}
+
+
+def run_plan(weights: AscendWeights, config: dict[str, Any], batch: int, input_tokens: int, new_tokens: int) -> RunPlan:
     """Plan how to run an artifact.
 
     A runtime divides the matrices of the language model and the heads of its cache over the cards; everything else counts on
@@ -56,19 +74,22 @@ def _runtime(
     sizes = [
         WorldSize(
             cards=cards,
-            weights=_weights_per_card(weights, cards),
+            weights=_weights_per_card(weights, config, cards),
             cache=_cache_per_card(config, cards, batch, input_tokens + new_tokens),
             command=command(config, cards, batch, input_tokens, new_tokens),
         )
         for cards in _world_sizes(runtime, config)
     ]
-    return RuntimePlan.model_validate({"runtime": runtime, "world_sizes": sizes})
+    benchmark = _mindie_benchmark if runtime == "mindie" else _vllm_benchmark
+    return RuntimePlan.model_validate(
+        {"runtime": runtime, "world_sizes": sizes, "benchmark": benchmark(config, *lengths)}
+    )
 
 
 def _world_sizes(runtime: str, config: dict[str, Any]) -> Iterator[int]:
     """Numbers of cards over which the attention heads divide; key-value heads divide too, or are repeated."""
     text, vision = config["text_config"], config["vision_config"]
-    heads, key_values = text["num_attention_heads"], text.get("num_key_value_heads") or text["num_attention_heads"]
+    heads, key_values = text["num_attention_heads"], _key_value_heads(config)
     divided = [heads]
     if runtime == "vllm-ascend":
         # It divides the vision tower as well.
@@ -78,21 +99,30 @@ def _world_sizes(runtime: str, config: dict[str, Any]) -> Iterator[int]:
             yield cards
 
 
-def _weights_per_card(weights: AscendWeights, cards: int) -> int:
+def _weights_per_card(weights: AscendWeights, config: dict[str, Any], cards: int) -> int:
     total = 0
     for part in (part for shard in weights.shards for part in shard):
         count = 1
         for length in part.entry.shape:
             count *= length
         size = count if part.entry.dtype == "I8" else _HALF * count
-        shared = part.entry.name.startswith("language_model.") and len(part.entry.shape) > 1
-        total += -(-size // cards) if shared else size
+        total += -(-size // _divisor(part.entry.name, part.entry.shape, config, cards))
     return total
 
 
+def _divisor(name: str, shape: tuple[int, ...], config: dict[str, Any], cards: int) -> int:
+    """Over how many cards a tensor is divided."""
+    if not name.startswith("language_model.") or len(shape) < 2:
+        return 1
+    if any(part in name for part in _ROW_PARALLEL) and not name.endswith(".weight"):
+        return 1
+    if any(part in name for part in _KEY_VALUE):
+        return min(cards, _key_value_heads(config))
+    return cards
+
+
 def _cache_per_card(config: dict[str, Any], cards: int, batch: int, tokens: int) -> int:
-    text = config["text_config"]
-    heads = text.get("num_key_value_heads") or text["num_attention_heads"]
+    text, heads = config["text_config"], _key_value_heads(config)
     head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     crossing = len(text.get("cross_attention_layers") or [])
     positions = (text["num_hidden_layers"] - crossing) * tokens
@@ -103,15 +133,35 @@ def _cache_per_card(config: dict[str, Any], cards: int, batch: int, tokens: int)
     return 2 * _HALF * -(-heads // cards) * head_dim * positions * batch
 
 
+def _key_value_heads(config: dict[str, Any]) -> int:
+    text = config["text_config"]
+    heads: int = text.get("num_key_value_heads") or text["num_attention_heads"]
+    return heads
+
+
+def _mindie_script(config: dict[str, Any]) -> str:
+    return f"examples/models/{'mllama' if config['model_type'] == 'mllama' else 'llava'}/run_pa.sh"
+
+
+def _mindie_arguments(config: dict[str, Any], batch: int, input_tokens: int, new_tokens: int) -> str:
+    frames = "" if config["model_type"] == "mllama" else "8 "
+    return f"$ARTIFACT $IMAGES {frames}{batch} {input_tokens} {new_tokens}"
+
+
 def _mindie_command(config: dict[str, Any], cards: int, batch: int, input_tokens: int, new_tokens: int) -> str:
     """A line for the folder of MindIE's ATB models; the script says itself which cards it uses, so that is changed in it."""
-    llava = config["model_type"] != "mllama"
-    script = f"examples/models/{'llava' if llava else 'mllama'}/run_pa.sh"
-    devices = ",".join(map(str, range(cards)))
-    frames = "8 " if llava else ""
+    script, devices = _mindie_script(config), ",".join(map(str, range(cards)))
     return (
         f"sed -i 's/^export ASCEND_RT_VISIBLE_DEVICES=.*/export ASCEND_RT_VISIBLE_DEVICES={devices}/' {script} && "
-        f"bash {script} --run $ARTIFACT $IMAGES {frames}{batch} {input_tokens} {new_tokens}"
+        f"bash {script} --run {_mindie_arguments(config, batch, input_tokens, new_tokens)}"
+    )
+
+
+def _mindie_benchmark(config: dict[str, Any], batch: int, input_tokens: int, new_tokens: int) -> str:
+    """The script's own measurement, on the cards that it names; $IMAGES must hold one image."""
+    return (
+        "ATB_LLM_BENCHMARK_ENABLE=1 ATB_LLM_BENCHMARK_FILEPATH=$PWD/benchmark.csv "
+        f"bash {_mindie_script(config)} --performance {_mindie_arguments(config, batch, input_tokens, new_tokens)}"
     )
 
 
@@ -119,4 +169,11 @@ def _vllm_command(config: dict[str, Any], cards: int, batch: int, input_tokens: 
     return (
         f"vllm serve $ARTIFACT --quantization ascend --tensor-parallel-size {cards} --dtype {config['torch_dtype']} "
         f"--max-model-len {input_tokens + new_tokens} --max-num-seqs {batch}"
+    )
+
+
+def _vllm_benchmark(_config: dict[str, Any], _batch: int, _input_tokens: int, new_tokens: int) -> str:
+    return (
+        f"vlmconvert bench $ARTIFACT --protocol mindie --new-tokens {new_tokens} --endpoint http://localhost:8000/v1 "
+        "--csv benchmark.csv"
     )

@@ -150,10 +150,12 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
     logging.set_verbosity_error()
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BadInputError(f"transformers refuses {folder / 'config.json'}: {reason}; mend the config") from error
+    config.name_or_path = ""  # where the folder lies is nothing that a result may depend on
+    return config
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:

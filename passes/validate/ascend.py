@@ -46,6 +46,8 @@ _ROPE_KEYS = {
     "mrope_section",
     "mrope_interleaved",
 }
+# Of weight files and their index; what follows is the type.
+_WEIGHTS_PREFIX = "quant_model_weight"
 _ROPE_TYPES = {"dynamic", "yarn", "llama3"}
 _OLD_ROPE_TYPES = {"linear", "su", "longrope", *_ROPE_TYPES}
 
@@ -207,6 +209,9 @@ def _stray_files(folder: Folder) -> Iterator[Finding]:
     """MindIE opens every safetensors file that is not hidden, whatever the index says."""
     listed: set[str] = set()
     for index_file in sorted(folder.path.glob("*.safetensors.index.json")):
+        if not index_file.name.startswith(_WEIGHTS_PREFIX):
+            yield index_file.name, "not the index of this artifact"
+            continue
         try:
             index: dict[str, str] = json.loads(index_file.read_text(encoding="utf-8"))["weight_map"]
         except (OSError, ValueError, KeyError) as error:
@@ -217,7 +222,7 @@ def _stray_files(folder: Folder) -> Iterator[Finding]:
             if file not in {info.file for info in folder.tensors.get(name, [])}:
                 yield name, f"{index_file.name} places it in {file}, where it is not"
     files = weight_files(folder.path)
-    expected = listed or {file for file in files if file.startswith("quant_model_weight")}
+    expected = listed or {file for file in files if file.startswith(_WEIGHTS_PREFIX)}
     for file in files:
         if file not in expected:
             yield file, "not a weight file of this artifact"
@@ -325,6 +330,16 @@ def _processor_files(folder: Folder) -> Iterator[Finding]:
     ):
         if not any((folder.path / name).is_file() for name in alternatives):
             yield " or ".join(alternatives), "missing"
+    path = folder.path / "tokenizer_config.json"
+    try:
+        tokenizer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        yield path.name, f"cannot be read ({error})"
+        return
+    if tokenizer.get("tokenizer_class") == "TokenizersBackend":
+        yield f"{path.name}, tokenizer_class", "is TokenizersBackend, which transformers 4 does not know"
+    if isinstance(tokenizer.get("extra_special_tokens"), list):
+        yield f"{path.name}, extra_special_tokens", "is a list, which transformers 4 cannot read"
 
 
 def _permissions(folder: Folder) -> Iterator[Finding]:

@@ -104,19 +104,21 @@ def open_clip_model(folder: Path) -> Clip:
             model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
         except (OSError, ValueError, AttributeError) as error:
             raise BadInputError(f"{config_file} cannot be read ({error}): fetch the CLIP model again") from error
-        if model_type == "clip":
+        # A folder may have config.json for transformers and weights for open_clip alone.
+        if model_type == "clip" and any(folder.glob("model*.safetensors")):
             return _TransformersClip(folder)
     weights = next((folder / name for name in _OPEN_CLIP_WEIGHTS if (folder / name).is_file()), None)
     if weights is not None:
         return _OpenClip(folder, weights)
     raise BadInputError(
-        f"{folder} holds no CLIP model: give a folder with config.json of model_type clip and its weights, or with "
+        f"{folder} holds no CLIP model: give a folder with config.json of model_type clip and model.safetensors, or with "
         f"{' or '.join(_OPEN_CLIP_WEIGHTS)}"
     )
 
 
 class _TransformersClip:
     def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError
         from transformers import AutoProcessor, CLIPModel
         from transformers.utils import logging
 
@@ -125,7 +127,7 @@ class _TransformersClip:
         try:
             self._model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().eval()
             self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise BadInputError(f"the CLIP model in {folder} cannot be opened ({reason}): fetch it again") from error
 

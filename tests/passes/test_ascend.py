@@ -17,6 +17,7 @@ from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import artifact_config, plan_weights, write_config
 from passes.quantized import open_w8a16
 from tests.checkpoints import CLASSES, write_checkpoint
+from tests.passes.test_architecture import rewrite
 
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
 
@@ -67,13 +68,13 @@ def test_config_has_mindies_keys_and_loses_none(tmp_path, family, dtype):
     *_, config = convert(source, tmp_path / "out")
     text = config["text_config"]
     assert config["quantize"] == text["quantize"] == "w8a16"
-    assert config["torch_dtype"] == {torch.bfloat16: "bfloat16"}.get(dtype, "float16")
+    assert config["torch_dtype"] == config["dtype"] == {torch.bfloat16: "bfloat16"}.get(dtype, "float16")
     assert text["rope_theta"] == 500000.0
     assert text["rope_scaling"] is None
     assert text["_name_or_path"] == "lmsys/vicuna-7b-v1.5"
     assert text["vocab_size"] == 512
     for key, value in original.items():
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) and key != "dtype":
             assert config[key] == value
     before, after = (AutoConfig.from_pretrained(folder) for folder in (source, tmp_path / "out"))
     assert before.text_config.rope_parameters == after.text_config.rope_parameters
@@ -98,6 +99,52 @@ def test_config_of_mllama(demo, tmp_path):
     assert AutoConfig.from_pretrained(tmp_path / "out").text_config.rope_parameters == (
         AutoConfig.from_pretrained(demo).text_config.rope_parameters
     )
+
+
+def test_the_dtype_is_that_of_most_weights(tmp_path):
+    source = write_checkpoint(tmp_path / "in")
+
+    def change(tensors):
+        tensors["language_model.model.norm.weight"] = tensors["language_model.model.norm.weight"].float()
+        return tensors
+
+    rewrite(source, change)
+    *_, config = convert(source, tmp_path / "out")
+    assert open_checkpoint(source).dtype == "BF16+F32"
+    assert config["torch_dtype"] == config["text_config"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(("text_model", "name"), [("mistral", "mistral"), ("llama", "")])
+def test_the_name_by_which_mindie_chooses_a_chat_template(tmp_path, text_model, name):
+    *_, config = convert(write_checkpoint(tmp_path / "in", "llava-next", text_model), tmp_path / "out")
+    assert config["text_config"]["_name_or_path"] == name
+
+
+def test_a_tied_head_that_is_stored_too_counts_as_untied(tmp_path):
+    source = write_checkpoint(tmp_path / "in", tied=True)
+
+    def change(tensors):
+        embeddings = tensors["language_model.model.embed_tokens.weight"]
+        return {**tensors, "language_model.lm_head.weight": embeddings.clone()}
+
+    rewrite(source, change)
+    *_, weights, config = convert(source, tmp_path / "out")
+    assert not config["tie_word_embeddings"]
+    assert not config["text_config"]["tie_word_embeddings"]
+    assert weights.description()["language_model.lm_head.weight"] == "FLOAT"
+
+
+def test_buffers_that_no_config_asks_for_are_left_out(tmp_path):
+    source = write_checkpoint(tmp_path / "in")
+    frequencies = "language_model.model.layers.0.self_attn.rotary_emb.inv_freq"
+    positions = "vision_tower.vision_model.embeddings.position_ids"
+
+    def change(tensors):
+        return {**tensors, frequencies: torch.ones(8), positions: torch.arange(65)[None]}
+
+    rewrite(source, change)
+    *_, weights, _ = convert(source, tmp_path / "out")
+    assert not {frequencies, positions} & weights.description().keys()
 
 
 def test_a_tied_head_is_written_out(tmp_path):

@@ -103,17 +103,17 @@ def both(*changes):
     return apply
 
 
-def float_layer(content):
-    """One of three fused layers left in float, consistently."""
-    content[f"{LAYER}.weight"] = content[f"{LAYER}.weight"].float()
+def float_layer(content, layer=LAYER):
+    """One of the fused layers left in float, consistently."""
+    content[f"{layer}.weight"] = content[f"{layer}.weight"].float()
     for part in ("scale", "offset"):
-        del content[f"{LAYER}.weight_{part}"]
+        del content[f"{layer}.weight_{part}"]
 
 
-def undescribe(content):
-    content[f"{LAYER}.weight"] = "FLOAT"
+def undescribe(content, layer=LAYER):
+    content[f"{layer}.weight"] = "FLOAT"
     for part in ("scale", "offset"):
-        del content[f"{LAYER}.weight_{part}"]
+        del content[f"{layer}.weight_{part}"]
 
 
 def renamed(content):
@@ -190,6 +190,43 @@ def test_a_missing_key_is_named(artifacts, tmp_path, change, place):
     configure(change)(folder)
     (finding,) = (check for check in check_folder(folder) if check.outcome == "failed")
     assert (finding.check, finding.place) == ("mindie: config keys", place)
+
+
+ATTENTION = "language_model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        (
+            "vllm-ascend: fused layers of one type",
+            both(
+                tensors(lambda content: float_layer(content, ATTENTION)),
+                describe(lambda content: undescribe(content, ATTENTION)),
+            ),
+        ),
+        (
+            "mindie: processor files",
+            lambda folder: edit(
+                folder, "tokenizer_config.json", lambda content: content.update(extra_special_tokens=[])
+            ),
+        ),
+        (
+            "mindie: processor files",
+            lambda folder: edit(
+                folder, "tokenizer_config.json", lambda content: content.update(tokenizer_class="TokenizersBackend")
+            ),
+        ),
+        (
+            "mindie: no stray file",
+            lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}'),
+        ),
+    ],
+)
+def test_another_way_to_break_a_rule(artifacts, tmp_path, rule, change):
+    folder = shutil.copytree(artifacts["llava"], tmp_path / "broken")
+    change(folder)
+    assert {check.check for check in check_folder(folder) if check.outcome == "failed"} == {rule}
 
 
 def test_a_key_that_stands_in_two_files_is_named_with_both(artifacts, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from manifests.errors import BadInputError
 from passes.architecture import read_architecture
 from passes.checkpoint import open_checkpoint
 from passes.compress.equalize import equalizers
@@ -89,6 +90,19 @@ def test_the_model_computes_the_same(tmp_path, dtype):
     for name in equal.tensors:
         if name.removesuffix("_scale").removesuffix("_offset") not in changed:
             np.testing.assert_array_equal(plain.read(name), equal.read(name))
+
+
+def test_a_bias_that_is_not_finite_is_refused(tmp_path):
+    source = write_checkpoint(tmp_path / "in", text_options=BIASED)
+    name = "language_model.model.layers.1.mlp.up_proj.bias"
+
+    def change(tensors):
+        tensors[name][3] = torch.nan
+        return tensors
+
+    rewrite(source, change)
+    with pytest.raises(BadInputError, match=f"tensor {name} holds NaN or infinity"):
+        convert(source, tmp_path / "out", options=CompressW8A16Pass(outlier_suppression="equalize"))
 
 
 def test_the_error_falls(tmp_path):

@@ -162,11 +162,24 @@ def test_the_command(images, clip, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["images"] == 12
     assert f"{report['means'][0]:.4f}" in result.output
-    assert report["winner"] in {"float", "artifact"}
+    scores = np.array(list(report["scores"].values()))
+    np.testing.assert_allclose(scores.mean(axis=0), report["means"], atol=1e-6)
+    assert report["winner"] == ("float", "artifact")[int(report["means"][1] > report["means"][0])]
+    assert f"{report['winner']} is higher" in result.output
     write_descriptions(said(images, "artifact", 3, max_new_tokens=99), tmp_path / "artifact.json")
     result = vlmconvert(*arguments)
     assert result.exit_code == 2
     assert "asked differently" in result.output
+
+
+def test_models_of_one_name_are_told_apart_by_their_files(images, clip, tmp_path):
+    for name, right in (("one", 12), ("two", 3)):
+        write_descriptions(said(images, "llava", right), tmp_path / f"{name}.json")
+    arguments = ("referee", tmp_path / "one.json", tmp_path / "two.json", "--images", images, "--clip", clip)
+    result = vlmconvert(*arguments, "--json", tmp_path / "report.json")
+    assert result.exit_code == 0, result.output
+    models = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert models == [f"llava ({tmp_path / name}.json)" for name in ("one", "two")]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +188,9 @@ def test_the_command(images, clip, tmp_path):
         ({}, "holds no CLIP model"),
         ({"config.json": '{"model_type": "llava"}'}, "holds no CLIP model"),
         ({"config.json": "{"}, "cannot be read"),
-        ({"config.json": '{"model_type": "clip"}'}, "cannot be opened"),
+        ({"config.json": '{"model_type": "clip"}'}, "holds no CLIP model"),
+        ({"config.json": '{"model_type": "clip"}', "model.safetensors": ""}, "cannot be opened"),
+        ({"config.json": '{"model_type": "clip"}', "open_clip_pytorch_model.bin": ""}, "is a model of open_clip"),
         ({"open_clip_model.safetensors": ""}, r"is a model of open_clip.*vlmconvert\[referee\]"),
     ],
 )
@@ -196,6 +211,9 @@ def test_files_of_answers_alone_are_refused(tmp_path):
         read_descriptions(path)
     path.write_text('{"model": "a", "descriptions": []}')
     with pytest.raises(BadInputError, match="decoding: Field required"):
+        read_descriptions(path)
+    path.write_text('{"model": "a", "decoding": {"prompt": "b", "max_new_tokens": 1}, "descriptions": []}')
+    with pytest.raises(BadInputError, match="descriptions: List should have at least 1 item"):
         read_descriptions(path)
     path.write_text("{")
     with pytest.raises(BadInputError, match="cannot be read"):

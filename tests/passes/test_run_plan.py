@@ -6,7 +6,7 @@ from passes.architecture import read_architecture
 from passes.checkpoint import open_checkpoint
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import artifact_config, plan_weights
-from passes.export.run_plan import run_plan
+from passes.export.run_plan import plan_lengths, run_plan
 from tests.checkpoints import write_checkpoint
 
 
@@ -43,12 +43,30 @@ def test_memory_is_that_of_the_tensors(tmp_path):
     scales = sum(part.entry.size for part in weights.shards[0] if part.entry.dtype == "F32")
     tensors = sum(part.entry.size for part in weights.shards[0])
     assert one.weights == tensors - scales // 2
-    divided = 2 * 2 * 512 * 64 + 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64) + scales // 2
-    assert one.weights - two.weights == divided // 2
+    # Scales and offsets of the layers whose input is divided are needed whole: o_proj and down_proj, 64 rows each.
+    whole = 3 * 2 * 2 * 64 * 2
+    layers = 2 * 64 * 64 + 2 * 32 * 64 + 3 * 128 * 64
+    assert one.weights - two.weights == (2 * 2 * 512 * 64 + 3 * layers + scales // 2 - whole) // 2
+    # Over four cards each of the 2 heads for keys and values is on two.
+    keys_and_values = 3 * 2 * (32 * 64 + 2 * 2 * 32)
+    assert one.weights - four.weights == (
+        (2 * 2 * 512 * 64 + 3 * layers + scales // 2 - whole - keys_and_values) * 3 // 4 + keys_and_values // 2
+    )
     # Keys and values of 3 layers, 2 heads of 16, in 2 bytes, for 2 prompts of 128 tokens.
     assert one.cache == 2 * 3 * 2 * 16 * 2 * 2 * 128
     assert two.cache == one.cache // 2
     assert four.cache == two.cache  # a head that is on two cards is there twice
+
+
+@pytest.mark.parametrize(
+    ("longest", "image_tokens", "lengths"),
+    [(4096, 576, (2048, 256)), (4096, 2928, (3440, 256)), (2048, 64, (1792, 256)), (256, 64, (128, 128))],
+)
+def test_lengths_fit_the_image_and_the_model(longest, image_tokens, lengths):
+    config = {"text_config": {"max_position_embeddings": longest}}
+    planned_lengths = plan_lengths(config, image_tokens)
+    assert (planned_lengths["input_tokens"], planned_lengths["new_tokens"]) == lengths
+    assert planned_lengths["batch"] == 10
 
 
 def test_launch_lines(tmp_path, demo):
@@ -63,6 +81,11 @@ def test_launch_lines(tmp_path, demo):
         "vllm serve $ARTIFACT --quantization ascend --tensor-parallel-size 4 --dtype bfloat16 --max-model-len 128 "
         "--max-num-seqs 2"
     )
+    assert mindie.benchmark == (
+        "ATB_LLM_BENCHMARK_ENABLE=1 ATB_LLM_BENCHMARK_FILEPATH=$PWD/benchmark.csv "
+        "bash examples/models/llava/run_pa.sh --performance $ARTIFACT $IMAGES 8 2 100 28"
+    )
+    assert vllm.benchmark.startswith("vlmconvert bench $ARTIFACT --protocol mindie --new-tokens 28 --endpoint http")
     plan, _ = planned(demo)
     assert cards(plan) == {"mindie": [1, 2, 4]}
     assert "run_pa.sh --run $ARTIFACT $IMAGES 2 100 28" in plan.runtimes[0].world_sizes[0].command

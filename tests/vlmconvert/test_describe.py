@@ -49,6 +49,7 @@ def test_checkpoint_and_artifact_are_asked_alike(demo, artifact, images, tmp_pat
     # The demo describes what it sees, and 8 bit take nothing from that.
     assert all(len(item.text.split()) >= 3 for item in first.descriptions)
     assert [item.text for item in first.descriptions] == [item.text for item in second.descriptions]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mllama.json", "w8a16.json"]
 
 
 def test_answers_of_mindie(artifact, images, tmp_path):
@@ -68,10 +69,12 @@ def test_answers_of_mindie(artifact, images, tmp_path):
         2,
         "--max-new-tokens",
         30,
+        "--prompt",
+        "What is this?",
     )
     assert result.exit_code == 0, result.output
     found = read_descriptions(output)
-    assert found.decoding.max_new_tokens == 30
+    assert found.decoding == Decoding(prompt="What is this?", max_new_tokens=30)
     assert [(item.image, item.text) for item in found.descriptions] == [("0.png", "image 0"), ("1.png", "image 1")]
 
 
@@ -83,6 +86,7 @@ def test_answers_of_mindie(artifact, images, tmp_path):
         (("--endpoint", "localhost:1"), "is no address"),
         (("model", "--max-new-tokens", 0), "--max-new-tokens 0 is too small"),
         (("nowhere",), "config.json is missing"),
+        (("nowhere", "--answers", "predict_result.json"), "--prompt is missing: give it with --answers"),
     ],
 )
 def test_bad_input(images, tmp_path, arguments, message):

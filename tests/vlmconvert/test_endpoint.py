@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 import json
 import threading
 import time
@@ -38,6 +39,9 @@ class Server(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.end_headers()
+        if self.server.fault == "stream":
+            self._event({"error": {"message": "out of memory", "code": 500}})
+            return
         time.sleep(0.02)
         count = body["max_tokens"] if body.get("ignore_eos") and self.server.fault != "short" else 3
         for number in range(count):
@@ -83,11 +87,15 @@ def images(tmp_path):
 
 def test_every_image_is_described_greedily(server, images):
     describer = EndpointDescriber(Endpoint(server.url))
-    found = described(describer, list_images(images), Decoding(prompt="Describe.", max_new_tokens=9))
+    decoding = Decoding(prompt="Describe.", max_new_tokens=9)
+    found = described(describer, list_images(images), decoding, images.parent / "partial")
     assert found.model == "llava-w8a16"
     assert [(item.image, item.text) for item in found.descriptions] == [(f"{n}.png", "w0 w1 w2") for n in range(3)]
     for number, body in enumerate(server.requests):
         assert (body["temperature"], body["max_tokens"], "ignore_eos" in body) == (0, 9, False)
+        # Else vLLM takes these from the model's generation_config.json.
+        penalties = [body[f"{name}_penalty"] for name in ("repetition", "presence", "frequency")]
+        assert penalties == [1, 0, 0]
         picture, text = body["messages"][0]["content"]
         assert text == {"type": "text", "text": "Describe."}
         head, _, content = picture["image_url"]["url"].partition(",")
@@ -95,9 +103,40 @@ def test_every_image_is_described_greedily(server, images):
         assert base64.b64decode(content) == (images / f"{number}.png").read_bytes()
 
 
+def test_a_run_that_broke_off_goes_on(server, images):
+    decoding, partial = Decoding(prompt="Describe.", max_new_tokens=9), images.parent / "partial"
+    describer = EndpointDescriber(Endpoint(server.url))
+
+    def stop(name):
+        if name == "1.png":
+            server.fault = "refuse"
+
+    with pytest.raises(ConversionError, match="refused the question"):
+        described(describer, list_images(images), decoding, partial, step=stop)
+    with partial.open("a") as stream:
+        stream.write('{"image": "2.p')  # as a kill leaves it
+    server.fault = ""
+    server.requests.clear()
+    found = described(describer, list_images(images), decoding, partial)
+    assert len(server.requests) == 1
+    assert [(item.image, item.text) for item in found.descriptions] == [(f"{n}.png", "w0 w1 w2") for n in range(3)]
+    # An image that has changed, and other settings, are asked about again.
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(images / "0.png")
+    described(describer, list_images(images), decoding, partial)
+    assert len(server.requests) == 2
+    described(describer, list_images(images), Decoding(prompt="What?", max_new_tokens=9), partial)
+    assert len(server.requests) == 5
+
+
 def test_the_throughput_protocol(server, images):
     endpoint = Endpoint(server.url, "llava-w8a16")
-    rows = run_protocol(lambda batch: endpoint_row(endpoint, batch, "Describe.", images / "0.png", 12, 16), (1, 3))
+    paths, kept = list_images(images), []
+    rows = run_protocol(
+        lambda batch: endpoint_row(endpoint, "Describe.", paths[:batch], 12, 16),
+        (1, 3),
+        keep=lambda rows: kept.append(len(rows)),
+    )
+    assert kept == [1, 2]
     table = list(csv.DictReader(protocol_csv(rows).splitlines()))
     assert [row["batch"] for row in table] == ["1", "3"]
     assert len(server.requests) == 4
@@ -131,12 +170,13 @@ def test_what_this_machine_measures_is_a_row_too():
         ("refuse", r"refused the question \(400: .*prompt too long"),
         ("short", "answered with 3 tokens instead of 16: use a server that knows ignore_eos"),
         ("uncounted", "does not count its tokens"),
+        ("stream", "broke off: out of memory"),
     ],
 )
 def test_what_a_server_does_wrong_is_said(server, images, fault, message):
     server.fault = fault
     with pytest.raises(ConversionError, match=message):
-        endpoint_row(Endpoint(server.url, "llava"), 1, "Describe.", images / "0.png", 12, 16)
+        endpoint_row(Endpoint(server.url, "llava"), "Describe.", [images / "0.png"], 12, 16)
 
 
 @pytest.mark.parametrize(
@@ -154,9 +194,9 @@ def test_no_server_is_bad_input(url, message):
 
 def test_mindies_answers_get_their_settings(images, tmp_path):
     answers = tmp_path / "predict_result.json"
-    answers.write_text(json.dumps({f"/data/{n}.png": f" image {n} " for n in range(3)}))
+    answers.write_text(json.dumps({f"/data/{n}.png": f" image {n} </s>" for n in range(3)}))
     decoding = Decoding(prompt="Describe.", max_new_tokens=9)
-    found = import_answers(answers, list_images(images), "llava-w8a16", decoding)
+    found = import_answers(answers, list_images(images), "llava-w8a16", decoding, "</s>")
     assert [item.text for item in found.descriptions] == ["image 0", "image 1", "image 2"]
     assert found.decoding == decoding
     answers.write_text(json.dumps({"0.png": "a"}))
@@ -191,7 +231,25 @@ def test_mindies_protocol_of_a_server_and_of_this_machine(server, artifact, tmp_
     assert {row["embedding_len"] for row in there} == {"580"}
     assert all(int(row["embedding_len"]) > int(row["input_len"]) > 0 for row in here)
     assert all(float(row["E2E Throughput Average(Tokens/s)"]) > 0 for row in (*there, *here))
-    assert len(server.requests) == 3
+    # Warm-up and measurement of both batches, each request with a picture of its own, as large as the model takes.
+    pictures = [body["messages"][0]["content"][0]["image_url"]["url"] for body in server.requests]
+    assert len(set(pictures)) == len(pictures) == 2 * (1 + 2)
+    picture = Image.open(io.BytesIO(base64.b64decode(pictures[0].partition(",")[2])))
+    assert picture.size == (112, 112)
+
+
+def test_rows_that_are_measured_are_kept(server, artifact, tmp_path):
+    class Failing(Server):
+        def do_POST(self):
+            if len(self.server.requests) == 1:
+                self.server.fault = "refuse"
+            super().do_POST()
+
+    server.RequestHandlerClass = Failing
+    options = ("--protocol", "mindie", "--batch", "1,2", "--new-tokens", "3", "--warmup", "0", "--endpoint", server.url)
+    result = vlmconvert("bench", artifact, *options, "--csv", tmp_path / "rows.csv")
+    assert result.exit_code == 3, result.output
+    assert [row["batch"] for row in csv.DictReader((tmp_path / "rows.csv").open())] == ["1"]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,19 @@ def refuse_options(names: Iterable[str], reason: str) -> None:
             raise BadInputError(f"{options[name]} does not go with {reason}: leave it out")
 
 
+def require_options(names: Iterable[str], reason: str) -> None:
+    """Ask for options of the running command that have a default but must be typed.
+
+    Args:
+        names: the options' names as parameters.
+        reason: what needs them.
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            raise BadInputError(f"--{name.replace('_', '-')} is missing: give it with {reason}")
+
+
 def parse_size(name: str, text: str) -> int:
     """The bytes of a size such as 4GB, 500MB or 1000.
 

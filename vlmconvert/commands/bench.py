@@ -22,7 +22,7 @@ _PLAIN = ("images", "repeats", "baseline", "dtype", "json_file")
     lowest and the highest repeat are shown. Each side has a process of its own, and the sides take turns, one repeat each.
 
     With --protocol mindie, batches of 1 to 10 are measured once each and written as MindIE's own script writes them; with
-    --endpoint, the artifact is the one that a server such as vllm-ascend or MindIE Service runs.
+    --endpoint, the artifact is the one that a server such as vllm-ascend runs.
 
     \b
     Examples:
@@ -82,7 +82,7 @@ def bench(
         return
     refuse_options(_PLAIN, "--protocol mindie")
     if endpoint is not None:
-        refuse_options(("device", "ov_config", "cache_dir", "warmup"), "--endpoint")
+        refuse_options(("device", "ov_config", "cache_dir"), "--endpoint")
     batches = {"batches": parse_counts("batch", batch)} if batch else {}
     rest = {name: value for name, value in values.items() if name not in _PLAIN}
     _bench_protocol(folder, csv_file, endpoint=endpoint, **batches, **rest)
@@ -91,12 +91,15 @@ def bench(
 def _bench_protocol(folder: Path, csv_file: Path | None, **values: Any) -> None:
     from manifests.files import write_atomically
     from vlmconvert.console import Reporter
-    from vlmconvert.protocol import ProtocolRequest, bench_protocol, protocol_csv, protocol_table
+    from vlmconvert.protocol import ProtocolRequest, ProtocolRow, bench_protocol, protocol_csv, protocol_table
 
     reporter = Reporter()
-    rows = bench_protocol(ProtocolRequest(folder, **values), reporter)
-    if csv_file is not None:
-        write_atomically(csv_file, protocol_csv(rows))
+
+    def keep(rows: list[ProtocolRow]) -> None:
+        if csv_file is not None:
+            write_atomically(csv_file, protocol_csv(rows))
+
+    rows = bench_protocol(ProtocolRequest(folder, **values), reporter, keep)
     reporter.table(protocol_table(rows, f"{folder.resolve().name}, MindIE's protocol"))
     if csv_file is not None:
         reporter.say(str(csv_file))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from vlmconvert.commands import at_least, check_new_file
+from vlmconvert.commands import at_least, check_new_file, require_options
 
 __all__ = ["describe"]
 
@@ -15,14 +15,16 @@ __all__ = ["describe"]
     help="""Describe a folder of images with one model, for vlmconvert referee to compare with another's descriptions.
 
     The model is a checkpoint or an artifact on this machine (an Ascend artifact is computed without an NPU), one behind a
-    server such as vllm-ascend or MindIE Service (--endpoint), or one that has answered already (--answers, the
-    predict_result.json of MindIE's run_pa.sh --precision; give the settings that it was run with).
+    server such as vllm-ascend (--endpoint), or one that has answered already (--answers, the predict_result.json of
+    MindIE's run_pa.sh --precision). MindIE's script writes prompts in a way of its own: take both sides from it, or none,
+    and give the settings that it was run with. A run that was killed goes on where it stopped.
 
     \b
     Examples:
       vlmconvert describe ./checkpoint --images coco -o float.json
       vlmconvert describe --endpoint http://localhost:8000/v1 --images coco -o artifact.json
-      vlmconvert describe llava-w8a16 --answers predict_result.json --images coco -o artifact.json
+      vlmconvert describe llava-w8a16 --answers predict_result.json --prompt "Describe this image." --max-new-tokens 256 \
+          --images coco -o artifact.json
     """
 )
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
@@ -48,6 +50,7 @@ def describe(
     batch: int,
 ) -> None:
     """See the help."""
+    from calibration.inputs import load_processor
     from manifests.descriptions import Decoding, write_descriptions
     from manifests.errors import BadInputError
     from vlmconvert.console import Reporter
@@ -59,17 +62,22 @@ def describe(
     check_new_file("output", output)
     if folder is None and endpoint is None:
         raise BadInputError("no model to ask: give a folder, or the address of a server with --endpoint")
+    if answers is not None:
+        require_options(("prompt", "max_new_tokens"), "--answers, whose file does not say how the model was asked")
     if endpoint is not None and (folder is not None or answers is not None):
         raise BadInputError("--endpoint goes alone: the server says which model it serves, and answers itself")
     chosen = list_images(images, count)
     decoding = Decoding(prompt=prompt, max_new_tokens=max_new_tokens, ignore_eos=ignore_eos)
     reporter = Reporter()
+    partial = output.with_name(f"{output.name}.partial")
     if answers is not None and folder is not None:
-        found = import_answers(answers, chosen, folder.resolve().name, decoding)
+        end = load_processor(folder).tokenizer.eos_token or ""
+        found = import_answers(answers, chosen, folder.resolve().name, decoding, end)
     else:
         with reporter.stage("opening the model"):
             describer = open_describer(folder) if folder is not None else EndpointDescriber(Endpoint(endpoint or ""))
         with reporter.stage("describing", len(chosen)) as step:
-            found = described(describer, chosen, decoding, batch, step)
+            found = described(describer, chosen, decoding, partial, batch, step)
     write_descriptions(found, output)
+    partial.unlink(missing_ok=True)
     reporter.say(f"{output}: {len(chosen)} images by {found.model}")

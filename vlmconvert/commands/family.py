@@ -122,7 +122,7 @@ def family_command(family: str) -> click.Command:
         show_default=True,
         help="Positions that get logits.",
     )
-    @click.option("--shard-size", default="4GB", show_default=True, help="ascend: most bytes of a weight file.")
+    @click.option("--shard-size", default="4GB", show_default=True, help="ascend: most bytes of tensors in a file.")
     @click.option(
         "--engine",
         type=click.Choice(("vlmconvert", "msmodelslim")),
@@ -130,7 +130,7 @@ def family_command(family: str) -> click.Command:
         show_default=True,
         help="ascend: what computes the weights; msmodelslim holds the whole model in memory.",
     )
-    @click.option("--allow-nonfinite", is_flag=True, help="ascend: convert weights that are NaN or infinite, too.")
+    @click.option("--allow-nonfinite", is_flag=True, help="ascend: do not refuse NaN and infinity.")
     @click.option(
         "--outlier-suppression",
         type=click.Choice(("none", "equalize")),
@@ -201,7 +201,7 @@ def _check_target(target: str, llm: str | None) -> None:
     if llm is not None and (llm == "w8a16") != (target == "ascend"):
         fitting = "w8a16" if target == "ascend" else ", ".join(_LLM)
         raise BadInputError(f"--llm {llm} does not go with --target {target}: use {fitting}")
-    others = [name for name in _GRAPH if name != "llm"] if target == "ascend" else _ASCEND
+    others = [name for name in (*_GRAPH, "store") if name != "llm"] if target == "ascend" else _ASCEND
     refuse_options(others, f"--target {target}")
 
 

@@ -39,12 +39,16 @@ def referee(first: Path, second: Path, images: Path, clip: Path, json_file: Path
     from vlmconvert.console import Reporter
 
     check_new_file("json", json_file)
-    files = (read_descriptions(first), read_descriptions(second))
+    one, other = read_descriptions(first), read_descriptions(second)
+    if one.model == other.model:
+        # Only their files tell them apart.
+        one = one.model_copy(update={"model": f"{one.model} ({first})"})
+        other = other.model_copy(update={"model": f"{other.model} ({second})"})
     reporter = Reporter()
     with reporter.stage("opening the referee"):
         model = open_clip_model(clip)
-    with reporter.stage("scoring", len(files[0].descriptions)) as step:
-        report = judge(*files, images, model, step)
+    with reporter.stage("scoring", len(one.descriptions)) as step:
+        report = judge(one, other, images, model, step)
     if json_file is not None:
         write_atomically(json_file, report.model_dump_json(indent=2) + "\n")
     table = Table(title=f"{report.clip} on {report.images} images", title_justify="left")

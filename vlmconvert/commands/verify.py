@@ -12,7 +12,8 @@ __all__ = ["verify"]
 
 @click.command(
     help="""Check a finished artifact against its manifest: every file's hash, the weights of every block, the graphs'
-    inputs, outputs and state, and that it runs. Every finding is listed.
+    inputs, outputs and state, and that it runs; for Ascend, instead of graphs, the rules by which MindIE and vllm-ascend load a
+    folder. Every finding is listed.
 
     \b
     Examples:

@@ -10,7 +10,7 @@ import numpy as np
 from manifests.errors import BadInputError
 from passes.split import Component, HostStep
 from vlmconvert.families.decoder import decoder_inputs, language_model, next_decoder_inputs, text_embeddings
-from vlmconvert.families.vision_tower import vision_embeddings
+from vlmconvert.families.vision_tower import patch_tokens, vision_embeddings
 
 if TYPE_CHECKING:
     from passes.validate.protocol import Model
@@ -23,6 +23,7 @@ __all__ = [
     "TOKENIZER_GRAPHS",
     "calibration_sizes",
     "components",
+    "image_tokens",
     "inputs",
     "merge_features",
     "next_inputs",
@@ -99,6 +100,11 @@ def calibration_sizes(config: dict[str, Any]) -> list[tuple[int, int]]:
     """Image sizes that the processor treats differently."""
     size = config["vision_config"]["image_size"]
     return [(size, size)]
+
+
+def image_tokens(config: dict[str, Any]) -> int:
+    """Most tokens of an image in a prompt."""
+    return patch_tokens(config)
 
 
 def reference(folder: Path) -> Model:

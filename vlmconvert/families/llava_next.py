@@ -10,7 +10,7 @@ import numpy as np
 from passes.split import Component, HostStep
 from vlmconvert.families.decoder import decoder_inputs, language_model, text_embeddings
 from vlmconvert.families.llava import PROCESSOR_FILES, TOKENIZER_GRAPHS, next_inputs, place_features
-from vlmconvert.families.vision_tower import vision_embeddings
+from vlmconvert.families.vision_tower import patch_tokens, vision_embeddings
 
 if TYPE_CHECKING:
     from passes.validate.protocol import Model
@@ -25,6 +25,7 @@ __all__ = [
     "calibration_sizes",
     "components",
     "flat_patches",
+    "image_tokens",
     "inputs",
     "merge_features",
     "next_inputs",
@@ -142,6 +143,17 @@ def _without_padding(picture: np.ndarray, image_size: np.ndarray) -> np.ndarray:
 def calibration_sizes(config: dict[str, Any]) -> list[tuple[int, int]]:
     """Image sizes (wide, high) that are cut into different grids; quantization must have seen them all."""
     return [(wide, high) for high, wide in config["image_grid_pinpoints"]]
+
+
+def image_tokens(config: dict[str, Any]) -> int:
+    """Most tokens of an image in a prompt: the whole image, its patches, and a newline after every row."""
+    vision = config["vision_config"]
+    side = vision["image_size"] // vision["patch_size"]
+    grids = (
+        (-(-high // vision["image_size"]), -(-wide // vision["image_size"]))
+        for high, wide in config["image_grid_pinpoints"]
+    )
+    return patch_tokens(config) + max(rows * side * (columns * side + 1) for rows, columns in grids)
 
 
 def reference(folder: Path) -> Model:

@@ -13,9 +13,9 @@ import numpy as np
 from passes.split import Block, Component, HostStep, Kind
 from vlmconvert.families.decoder import decoder_inputs, language_model, text_embeddings
 from vlmconvert.families.llava import PROCESSOR_FILES, TOKENIZER_GRAPHS, next_inputs, place_features
-from vlmconvert.families.llava_next import CONFIG_TENSORS, calibration_sizes, flat_patches, pack_features
+from vlmconvert.families.llava_next import CONFIG_TENSORS, calibration_sizes, flat_patches, image_tokens, pack_features
 from vlmconvert.families.ports import float_port, kinds_by_name
-from vlmconvert.families.vision_tower import feature_width, projector_tensors, vision_embeddings
+from vlmconvert.families.vision_tower import feature_width, patch_tokens, projector_tensors, vision_embeddings
 
 if TYPE_CHECKING:
     from passes.validate.protocol import Model
@@ -29,6 +29,7 @@ __all__ = [
     "calibration_sizes",
     "components",
     "frames_to_pool",
+    "image_tokens",
     "inputs",
     "merge_features",
     "next_inputs",
@@ -59,7 +60,7 @@ def components(config: dict[str, Any]) -> tuple[Component, ...]:
 
 def _vision_resampler(config: dict[str, Any]) -> Component:
     width = feature_width(config)
-    frames = float_port("video_hidden_states", "frames", _frame_tokens(config), width)
+    frames = float_port("video_hidden_states", "frames", patch_tokens(config), width)
     pooled = float_port("pooled_hidden_states", "frames", _pooled_tokens(config), width)
     tensors = {}
     if config["spatial_pool_mode"] == "conv":
@@ -171,9 +172,9 @@ def merge_features(values: dict[str, np.ndarray], config: dict[str, Any]) -> dic
     if "hidden_states" not in values:
         return merged
     features = values["hidden_states"][0]
-    of_images = int(values["patches"][0]) * _frame_tokens(config)
+    of_images = int(values["patches"][0]) * patch_tokens(config)
     if of_images:
-        patches = features[:of_images].reshape(-1, _frame_tokens(config), features.shape[-1])
+        patches = features[:of_images].reshape(-1, patch_tokens(config), features.shape[-1])
         packed = pack_features(patches, values["image_sizes"], config)
         merged = place_features(values, packed, config["image_token_index"], "image")
     if len(features) > of_images:
@@ -181,15 +182,8 @@ def merge_features(values: dict[str, np.ndarray], config: dict[str, Any]) -> dic
     return merged
 
 
-def _frame_tokens(config: dict[str, Any]) -> int:
-    """Tokens of a patch or frame as they leave the vision tower."""
-    tokens: int | str = vision_embeddings(config, project=False).outputs[0].shape[1]
-    assert isinstance(tokens, int)
-    return tokens
-
-
 def _pooled_tokens(config: dict[str, Any]) -> int:
-    side = int(_frame_tokens(config) ** 0.5)
+    side = int(patch_tokens(config) ** 0.5)
     return int(side // config["spatial_pool_stride"]) ** 2
 
 

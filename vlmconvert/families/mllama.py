@@ -18,7 +18,16 @@ from vlmconvert.families.ports import float_port, int_port, kinds_by_name, renam
 if TYPE_CHECKING:
     from passes.validate.protocol import Model
 
-__all__ = ["ARCHITECTURE", "PROCESSOR_FILES", "calibration_sizes", "components", "inputs", "next_inputs", "reference"]
+__all__ = [
+    "ARCHITECTURE",
+    "PROCESSOR_FILES",
+    "calibration_sizes",
+    "components",
+    "image_tokens",
+    "inputs",
+    "next_inputs",
+    "reference",
+]
 
 ARCHITECTURE = "MllamaForConditionalGeneration"
 # Alternatives in the order of preference; one of each must be there.
@@ -359,6 +368,11 @@ def calibration_sizes(config: dict[str, Any]) -> list[tuple[int, int]]:
     vision = config["vision_config"]
     size: int = vision["image_size"]
     return [(size * count, size) for count in range(1, vision["max_num_tiles"] + 1)]
+
+
+def image_tokens(_config: dict[str, Any]) -> int:
+    """Tokens of an image in a prompt: its features come in through cross-attention."""
+    return 1
 
 
 def inputs(processed: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:

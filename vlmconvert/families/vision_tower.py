@@ -8,7 +8,7 @@ from manifests.errors import BadInputError
 from passes.split import Block, Component, Kind
 from vlmconvert.families.ports import float_port, kinds_by_name
 
-__all__ = ["VISION_TOWERS", "feature_width", "projector_tensors", "vision_embeddings"]
+__all__ = ["VISION_TOWERS", "feature_width", "patch_tokens", "projector_tensors", "vision_embeddings"]
 
 # Vision towers whose layers can be streamed, each with a test.
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -33,9 +33,9 @@ def vision_embeddings(config: dict[str, Any], project: bool) -> Component:
     pixel_values = float_port("pixel_values", "images", vision.get("num_channels", 3), size, size)
     hidden_states = float_port("hidden_states", "images", _positions(vision), width)
     features = (
-        float_port("image_features", "images", _tokens(config), config["text_config"]["hidden_size"])
+        float_port("image_features", "images", patch_tokens(config), config["text_config"]["hidden_size"])
         if project
-        else float_port("last_hidden_state", "images", _tokens(config), feature_width(config))
+        else float_port("last_hidden_state", "images", patch_tokens(config), feature_width(config))
     )
     dims = {"images": 2}
     taken = tuple(hidden_states.model_copy(update={"name": f"hidden_states.{number}"}) for number in range(len(chosen)))
@@ -101,6 +101,11 @@ def feature_width(config: dict[str, Any]) -> int:
     return int(config["vision_config"]["hidden_size"]) * len(_chosen_layers(config))
 
 
+def patch_tokens(config: dict[str, Any]) -> int:
+    """Tokens of an image, a patch or a frame as they leave the vision tower."""
+    return _positions(config["vision_config"]) - (config["vision_feature_select_strategy"] == "default")
+
+
 _LAYER = tuple(
     f"{module}.{part}"
     for module in (
@@ -148,7 +153,3 @@ def _has_class(vision: dict[str, Any]) -> bool:
 
 def _positions(vision: dict[str, Any]) -> int:
     return int((vision["image_size"] // vision["patch_size"]) ** 2 + _has_class(vision))
-
-
-def _tokens(config: dict[str, Any]) -> int:
-    return _positions(config["vision_config"]) - (config["vision_feature_select_strategy"] == "default")
