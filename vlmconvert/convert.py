@@ -46,10 +46,10 @@ class Request:
     """One conversion as the command line asks for it."""
 
     family: str
-    model: str | None
-    output: Path | None
     options: Options | AscendOptions
     store: Path
+    model: str | None = None
+    output: Path | None = None
     workers: int = 2
     revision: str | None = None
     token: str | None = None

@@ -41,6 +41,14 @@ def test_every_help_has_an_example_on_a_line_of_its_own(command):
     assert re.search(rf"Examples?:\n +vlmconvert {command} ", result.output), result.output
 
 
+def test_without_a_name_the_demo_goes_to_a_folder_named_after_what_it_is(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = vlmconvert("mllama", "--llm", "fp16", "--vision", "fp16", "--store", store, "--no-validate")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["mllama-openvino-fp16-fp16"]
+    assert read_manifest(tmp_path / "mllama-openvino-fp16-fp16").name == "mllama-openvino-fp16-fp16"
+
+
 def test_dry_run_stops_after_the_plan(store, tmp_path):
     result = vlmconvert("mllama", "--dry-run", "-o", tmp_path / "out", "--store", store)
     assert result.exit_code == 0, result.output

@@ -186,9 +186,8 @@ def _convert(family: str, **values: Any) -> None:
     common = {name: values.pop(name) for name in ("vision", "group_size") if name in values}
     options = _ascend_options(values["workers"], **ascend, **common) if target == "ascend" else None
     values.setdefault("store", default_store())
-    request = Request(
-        family, values.pop("checkpoint", None), options=options or _graph_options(target, **graph, **common), **values
-    )
+    values["model"] = values.pop("checkpoint", None)
+    request = Request(family, options or _graph_options(target, **graph, **common), **values)
     _output, passed = convert(request, Reporter())
     if not passed:
         sys.exit(1)
