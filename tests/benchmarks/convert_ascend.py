@@ -7,8 +7,8 @@
 The interpreter is one that has msmodelslim and transformers, such as that of this project's dev extra.
 
 Every conversion runs alone in a fresh process tree; see `tests.benchmarks.measure`. msmodelslim computes in the dtype that it
-loads: in float32 its codes and scales are ours, and in bfloat16 they are rounded. So both are measured, and the float32 one is
-compared value by value. Our way is measured on twice the layers, too.
+loads: in float32 its codes and scales are ours, and in bfloat16 they are rounded. So both are measured, and both are compared
+value by value. Our way is measured on twice the layers, too.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def main(
 
     source, deeper = checkpoint(layers), checkpoint(2 * layers) if depth else None
     figures: dict[str, list[tuple[float, float]]] = {}
-    equal = ""
+    equal: dict[str, str] = {}
     for _ in range(runs):
         with tempfile.TemporaryDirectory(dir=work) as temporary:
             output = Path(temporary)
@@ -136,17 +136,18 @@ def main(
                 figures.setdefault(side, []).append(measure(command))
                 if side == "ours, depth x2":
                     shutil.rmtree(output / "deeper")
-            equal = compare(output / "ours", output / "f32")
+            equal = {dtype: compare(output / "ours", output / dtype) for dtype in ("f32", "bf16")}
     medians = {
         side: tuple(median(figure[index] for figure in rows) for index in (0, 1)) for side, rows in figures.items()
     }
     for side, (wall, peak) in medians.items():
         line = f"{side:16} {wall:7.1f} s {peak / 1e9:6.2f} GB"
-        other = {"ours": "msmodelslim bf16", "ours, depth x2": "ours"}.get(side)
-        if other is not None:
-            line += f"   wall {wall / medians[other][0]:.2f} x   peak {peak / medians[other][1]:.2f} x of {other}"
+        others = {"ours": ("msmodelslim f32", "msmodelslim bf16"), "ours, depth x2": ("ours",)}.get(side, ())
+        for other in others:
+            line += f"   wall {wall / medians[other][0]:.2f} x, peak {peak / medians[other][1]:.2f} x of {other}"
         click.echo(line)
-    click.echo(f"beside msmodelslim f32: {equal}")
+    for dtype, found in equal.items():
+        click.echo(f"beside msmodelslim {dtype}: {found}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from calibration.sources import load_samples
 from manifests.errors import BadInputError
 from passes.architecture import read_architecture
 from passes.checkpoint import open_checkpoint
-from passes.compress.msmodelslim import calibrate, plan_calibrated
+from passes.compress.msmodelslim import calibrate, check_options, plan_calibrated
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import artifact_config, plan_weights, write_config
 from passes.quantized import open_w8a16
@@ -134,10 +134,9 @@ def test_msmodelslims_reader_opens_what_we_write(tmp_path, demo, run, family, gr
     assert 1e-4 < error < 0.05
 
 
-def test_an_unknown_group_size_is_refused(tmp_path):
-    checkpoint, architecture = opened(write_checkpoint(tmp_path / "in"))
+def test_an_unknown_group_size_is_refused():
     with pytest.raises(BadInputError, match="msmodelslim knows no --group-size 16"):
-        calibrate(checkpoint, architecture, CompressW8A16Pass(16), tmp_path)
+        check_options(CompressW8A16Pass(16))
 
 
 def test_nonfinite_weights_are_refused(tmp_path, run):

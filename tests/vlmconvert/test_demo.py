@@ -112,7 +112,7 @@ def test_awq_is_closer_to_the_checkpoint_than_plain_int4(family, tmp_path_factor
     kl = {}
     for precision in ("int4", "int4-awq"):
         output = tmp_path_factory.mktemp(precision) / "out"
-        options = ("--llm", precision, "--vision", "fp32", "--validation-samples", str(QUESTIONS))
+        options = ("--llm", precision, "--vision", "fp32", "--validation-samples", "200")
         result = vlmconvert(family, *options, "--store", store, "-o", output)
         assert result.exit_code == 0, result.output
         kl[precision] = figure(read_manifest(output), "kl", "language_model").value
