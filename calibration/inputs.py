@@ -36,11 +36,14 @@ def load_processor(folder: Path) -> Any:
             processor = AutoProcessor.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True, backend="pil"
             )
+        _complete(processor, folder)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInputError(
             f"the processor in {folder} cannot be loaded ({reason}): copy its files from the model's page"
         ) from error
+    # Older checkpoints have the template with the tokenizer.
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
     if not processor.chat_template:
         raise BadInputError(
             f"the processor in {folder} has no chat template: add chat_template.jinja from the model's page"
@@ -49,8 +52,30 @@ def load_processor(folder: Path) -> Any:
 
 
 def _takes_videos(folder: Path) -> bool:
-    path = folder / "processor_config.json"
-    return path.exists() and "Video" in json.loads(path.read_text(encoding="utf-8")).get("processor_class", "")
+    return not {"video_token_index", "video_token_id"}.isdisjoint(_read(folder / "config.json"))
+
+
+def _complete(processor: Any, folder: Path) -> None:
+    """Fill in by the config what a processor needs to count image tokens, and older checkpoints do not say."""
+    if not hasattr(processor, "num_additional_image_tokens"):
+        return
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    stored = _read(folder / "processor_config.json")
+    for name, value in (
+        ("patch_size", config.vision_config.patch_size),
+        ("vision_feature_select_strategy", config.vision_feature_select_strategy),
+        # CLIP has a token for the whole image before those of the patches.
+        ("num_additional_image_tokens", int(config.vision_config.model_type.startswith("clip"))),
+    ):
+        if stored.get(name) is None:
+            setattr(processor, name, value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
 
 
 def chat_text(processor: Any, turns: tuple[tuple[str, str | None], ...], images: int = 1, videos: int = 0) -> str:

@@ -14,7 +14,8 @@ from manifests.errors import BadInputError
 
 __all__ = ["FrameProcessor", "load_video_processor", "read_frames"]
 
-_SETTINGS = "video_preprocessor_config.json"
+_PROCESSOR, _IMAGES, _VIDEOS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
+_CLASS = "LlavaNextVideoProcessor"
 
 
 def read_frames(path: Path, count: int) -> list[Image]:
@@ -78,28 +79,36 @@ class FrameProcessor:
         Returns:
             `pixel_values_videos` [videos, frames, channels, height, width], float32.
         """
-        flat = [video for prompt in videos for video in (prompt if isinstance(prompt[0], (list, tuple)) else [prompt])]
+        flat: list[Any] = [
+            video for prompt in videos for video in (prompt if isinstance(prompt[0], (list, tuple)) else [prompt])
+        ]
+        lengths = sorted({len(frames) for frames in flat})
+        if len(lengths) > 1:
+            raise BadInputError(
+                f"the videos have {' and '.join(map(str, lengths))} frames: give videos of equally many frames"
+            )
         pixels = [self._frames(list(frames), return_tensors="np")["pixel_values"] for frames in flat]
         return {"pixel_values_videos": np.stack(pixels)}
 
 
 def load_video_processor(folder: Path) -> Any:
-    """A processor for images, videos and text, whose videos go through `FrameProcessor`.
+    """LLaVA-NeXT-Video's processor for images, videos and text, whose videos go through `FrameProcessor`.
+
+    Checkpoints of transformers 4 have its parts in more than one place; each part is looked for where transformers does.
 
     Args:
-        folder: the checkpoint, with processor_config.json.
+        folder: the checkpoint.
 
     Raises:
         OSError, ValueError, KeyError: if a file is missing or damaged.
     """
     import transformers
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-    config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-    settings = config.pop("video_processor", None)
-    if settings is None and (folder / _SETTINGS).exists():
-        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+    config = _read(folder / _PROCESSOR)
+    settings = config.pop("video_processor", None) or _read(folder / _VIDEOS) or _read(folder / _IMAGES)
     config.pop("image_processor", None)
-    base: Any = getattr(transformers, config.pop("processor_class"))
+    base: Any = getattr(transformers, config.pop("processor_class", _CLASS))
 
     class Processor(base):  # type: ignore[misc]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -110,9 +119,17 @@ def load_video_processor(folder: Path) -> Any:
                 else super().check_argument_for_proper_class(argument_name, argument)
             )
 
-    images = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    images = LlavaNextImageProcessorPil.from_pretrained(folder, local_files_only=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     template = folder / "chat_template.jinja"
-    if template.exists():
-        config["chat_template"] = template.read_text(encoding="utf-8")
-    return Processor(FrameProcessor(settings or {}), images, tokenizer, **config)
+    config["chat_template"] = (
+        template.read_text(encoding="utf-8")
+        if template.exists()
+        else _read(folder / "chat_template.json").get("chat_template") or tokenizer.chat_template
+    )
+    return Processor(FrameProcessor(settings), images, tokenizer, **config)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content

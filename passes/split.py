@@ -108,6 +108,7 @@ class Component:
         logits: whether the component has an LM head.
         host_step: runs before the component.
         aliases: output -> the name that OpenVINO's runtimes look for, where it is another.
+        calibrated: whether calibration samples, which are prompts with one image, reach it.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Component:
     logits: bool = False
     host_step: HostStep | None = None
     aliases: dict[str, str] = field(default_factory=dict)
+    calibrated: bool = True
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -153,3 +153,22 @@ def write_checkpoint(
     model.save_pretrained(folder)
     write_processor(folder, family, vision, strategy)
     return folder
+
+
+def as_transformers_4(folder: Path) -> Path:
+    """Lay a checkpoint's processor out as checkpoints of transformers 4 have it, without what the config says too."""
+    path = folder / "processor_config.json"
+    config = json.loads(path.read_text())
+    images = config.pop("image_processor")
+    images["processor_class"] = config["processor_class"]
+    # Once the class had a name of its own.
+    images["image_processor_type"] = (
+        config["processor_class"].replace("Processor", "ImageProcessor").replace("LlavaImage", "CLIPImage")
+    )
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    path.write_text(json.dumps({"processor_class": config["processor_class"]}))
+    template = folder / "chat_template.jinja"
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.read_text()}))
+    template.unlink()
+    (folder / "video_preprocessor_config.json").unlink(missing_ok=True)
+    return folder

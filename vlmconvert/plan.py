@@ -222,13 +222,16 @@ def _plan_component(
     precision = options.llm if component.side == "language" else options.vision
     if not any(len(shapes[block.kind][name]) > 1 for block in component.blocks for name in block.tensors):
         precision = "fp32"  # nothing to compress
+    fallbacks: list[str] = []
+    if precision == "int8-ptq" and not component.calibrated:
+        precision = "int8"
+        fallbacks.append(f"{component.name}: int8, its activations stay float since no sample reaches it")
     block_pass, quantize = _passes(precision, options)
     graph_passes: list[GraphPass] = []
     if component.state:
         graph_passes.append(MakeStatefulPass())
     if component.logits and options.logits == "last":
         graph_passes.append(SliceLmHeadPass())
-    fallbacks: list[str] = []
     before = after = 0
     for block in component.blocks:
         for parameter, tensor in block.tensors.items():

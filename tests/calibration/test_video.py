@@ -71,6 +71,12 @@ def test_pixels_are_those_of_the_original_formula(shape):
     assert np.abs(pixels[0] - expected).mean() < 0.1 / 255 / min(std)
 
 
+def test_videos_of_unequal_length_are_refused():
+    frames = [Image.new("RGB", (30, 30))] * 3
+    with pytest.raises(BadInputError, match="the videos have 2 and 3 frames"):
+        FrameProcessor({})([[frames, frames[:2]]])
+
+
 def test_a_model_that_takes_no_videos_says_so(build, video):
     folder = build("--llm", "fp32", "--vision", "fp32")
     result = vlmconvert("run", folder, "--video", video, "--prompt", "What happens?")

@@ -2,20 +2,24 @@
 
 import json
 
+import av
+import onnx
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 import vlmconvert as package
 from calibration.inputs import chat_text, load_processor, process
 from calibration.scenes import Split, draw_scene
 from manifests.bench import read_bench
+from manifests.errors import BadInputError
 from manifests.evaluation import read_evaluation
 from manifests.io import read_manifest
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import as_transformers_4, write_checkpoint
 from tests.conftest import vlmconvert
 from tests.garbage import copy, flip_bit
-from vlmconvert.families import FAMILIES
+from tests.passes.test_architecture import rewrite
+from vlmconvert.families import FAMILIES, family_module
 
 LINE = [family for family in FAMILIES if family != "mllama"]
 
@@ -25,17 +29,17 @@ def places(tmp_path_factory, store):
     """Checkpoint and compressed artifact of a family, made once."""
     made = {}
 
-    def make(family):
-        if family not in made:
+    def make(family, target="openvino"):
+        if (family, target) not in made:
             folder = tmp_path_factory.mktemp(family)
             checkpoint = write_checkpoint(folder / "checkpoint", family)
             result = vlmconvert(
                 family, checkpoint, "--samples", 8, "--vision-samples", 8, "--group-size", 32, "--validation-samples", 10,
-                "--max-drop", 100, "--max-kl", 10, "-o", folder / "artifact", "--store", store,
+                "--max-drop", 100, "--max-kl", 10, "-o", folder / "artifact", "--store", store, "--target", target,
             )  # fmt: skip
             assert result.exit_code == 0, result.output
-            made[family] = checkpoint, folder / "artifact"
-        return made[family]
+            made[family, target] = checkpoint, folder / "artifact"
+        return made[family, target]
 
     return make
 
@@ -59,9 +63,11 @@ def test_compressed_conversion_and_its_record(places, family):
     assert all(0 < kl[component] < 10 for component in ("vision_embeddings", "language_model", "artifact")), kl
 
 
-@pytest.mark.parametrize("family", LINE)
-def test_verify_run_evaluate_check_and_bench(places, family, store, tmp_path):
-    checkpoint, artifact = places(family)
+@pytest.mark.parametrize(
+    ("family", "target"), [*((family, "openvino") for family in LINE), ("llava", "onnx"), ("llava-next-video", "onnx")]
+)
+def test_verify_run_evaluate_check_and_bench(places, family, target, store, tmp_path):
+    checkpoint, artifact = places(family, target)
     for options in (
         ("verify", artifact),
         ("evaluate", artifact, "--checkpoint", checkpoint, "--samples", 4, "--block-samples", 2, "--store", store,
@@ -124,6 +130,8 @@ def test_a_damaged_text_embedding_is_named(places, tmp_path):
     ("options", "message"),
     [
         ({"text": "phi"}, "the text model is a phi, whose layers cannot be streamed"),
+        ({"text_options": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}},
+         "change with the length of the prompt (rope_type dynamic)"),
         ({"layer": 9}, "takes hidden state 9 of the vision tower"),
         ({"text": "qwen2", "text_options": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}},
          "of several kinds"),
@@ -136,6 +144,127 @@ def test_what_cannot_be_converted_is_refused(options, message, tmp_path, store):
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnx"])
+@pytest.mark.parametrize("family", LINE)
+def test_generate_gives_every_familys_tokens(family, target, tmp_path, store):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", family)
+    exact = tmp_path / "exact"
+    result = vlmconvert(
+        family, checkpoint, "--target", target, "--llm", "fp32", "--vision", "fp32", "--no-validate", "-o", exact,
+        "--store", store,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    model, processor = package.load(exact), load_processor(exact)
+    peer = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    scenes = [draw_scene(Split.TEST, number) for number in range(4)]
+    frames = [scenes[0].image.resize((60, 40))] * 2
+    videos = [[frames]] * 4 if family == "llava-next-video" else ()
+    texts = [chat_text(processor, ((scene.questions[0].text, None),), 1, bool(videos)) for scene in scenes]
+    inputs = process(processor, texts, [[scene.image] for scene in scenes], videos, tensors="pt")
+    assert torch.equal(*(side.generate(**inputs, max_new_tokens=8) for side in (peer, model)))
+
+
+def test_onnx_files_and_ports_are_those_of_the_ecosystem(tmp_path, store):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint")
+    options = ("--llm", "int4", "--group-size", 32, "--vision", "fp32", "--no-validate", "--store", store)
+    result = vlmconvert("llava", checkpoint, "--target", "onnx", *options, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    ports = {}
+    for path in (tmp_path / "out").glob("*.onnx"):
+        onnx.checker.check_model(path)
+        graph = onnx.load(path, load_external_data=False).graph
+        ports[path.name] = [item.name for item in graph.input], [item.name for item in graph.output]
+    assert ports["vision_encoder.onnx"] == (["pixel_values"], ["image_features"])
+    assert ports["embed_tokens.onnx"] == (["input_ids"], ["inputs_embeds"])
+    inputs, outputs = ports["decoder_model_merged.onnx"]
+    caches = [f"{layer}.{part}" for layer in range(3) for part in ("key", "value")]
+    names = {"inputs_embeds", "attention_mask", "position_ids"}
+    assert set(inputs) == names | {f"past_key_values.{name}" for name in caches}
+    assert set(outputs) == {"logits"} | {f"present.{name}" for name in caches}
+
+
+@pytest.mark.parametrize("layout", ["5", "4"])
+def test_run_answers_about_a_video(layout, tmp_path, store):
+    """Also with a processor laid out as in transformers 4."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "llava-next-video")
+    if layout == "4":
+        as_transformers_4(checkpoint)
+    result = vlmconvert(
+        "llava-next-video", checkpoint, "--llm", "fp16", "--vision", "fp16", "--no-validate", "-o", tmp_path / "out",
+        "--store", store,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    clip = tmp_path / "clip.mp4"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(10):
+            frame = av.VideoFrame.from_image(draw_scene(Split.TEST, number).image.resize((64, 48)).convert("RGB"))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    result = vlmconvert(
+        "run", tmp_path / "out", "--video", clip, "--frames", 4, "--prompt", "What happens?", "--max-new-tokens", 3
+    )
+    assert result.exit_code == 0, result.output
+    assert "first token" in result.output
+
+
+@pytest.mark.parametrize("family", LINE)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text_config": {"model_type": "opt"}}, "the text model is a opt"),
+        ({"text_config": {"model_type": "gpt2"}}, "the text model is a gpt2"),
+        ({"vision_config": {"model_type": "siglip2_vision_model"}}, "the vision tower is a siglip2_vision_model"),
+        ({"vision_feature_layer": []}, "takes no hidden state of the vision tower"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_part_that_cannot_be_streamed_is_named(family, options, message):
+    config = AutoConfig.for_model(family.replace("-", "_"), **options).to_dict()
+    with pytest.raises(BadInputError, match=message):
+        family_module(family).components(config)
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_a_tied_head_with_values_of_its_own_is_refused(other, tmp_path, store):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", tied=True)
+    rewrite(
+        checkpoint,
+        lambda tensors: {
+            **tensors, "language_model.lm_head.weight": tensors["language_model.model.embed_tokens.weight"] + int(other)
+        },
+    )  # fmt: skip
+    result = vlmconvert(
+        "llava",
+        checkpoint,
+        "--llm",
+        "fp16",
+        "--vision",
+        "fp16",
+        "--no-validate",
+        "-o",
+        tmp_path / "out",
+        "--store",
+        store,
+    )
+    assert result.exit_code == (2 if other else 0), result.output
+    assert ("set tie_word_embeddings to false" in result.output) == other
+
+
+def test_a_pooling_that_no_sample_reaches_is_compressed_without_activations(tmp_path, store):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", "llava-next-video", spatial_pool_mode="conv")
+    result = vlmconvert(
+        "llava-next-video", checkpoint, "--vision-samples", 4, "--samples", 4, "--group-size", 32, "--no-validate",
+        "-o", tmp_path / "out", "--store", store,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    components = {item.name: item for item in read_manifest(tmp_path / "out").components}
+    assert components["vision_resampler"].precision == "int8"
+    assert "no sample reaches it" in components["vision_resampler"].fallbacks[0]
+    assert components["vision_embeddings"].precision == "int8-ptq"
 
 
 def test_the_wrong_family_is_named(places, store, tmp_path):

@@ -57,10 +57,29 @@ def complete_config(name: str, config: dict[str, Any], names: dict[str, str], ch
         checkpoint: holds the tensors.
 
     Raises:
-        BadInputError: if the checkpoint lacks one.
+        BadInputError: if the checkpoint lacks one, or has an LM head of its own although the config ties it.
     """
     tensors: dict[str, str] = family_module(name).CONFIG_TENSORS
     missing = [tensor for tensor in tensors.values() if tensor not in names]
     if missing:
         raise BadInputError(f"{checkpoint.folder} lacks tensor {missing[0]}: fetch the checkpoint again")
+    _check_tied(config, names, checkpoint)
     return config | {key: checkpoint.read(names[tensor]).tolist() for key, tensor in tensors.items()}
+
+
+def _check_tied(config: dict[str, Any], names: dict[str, str], checkpoint: Checkpoint) -> None:
+    """Refuse a head that the config ties to embeddings with other values: transformers would use it, and no artifact would."""
+    ties = any(part.get("tie_word_embeddings") for part in (config, config["text_config"]))
+    pair = [names.get(name) for name in ("lm_head.weight", "model.language_model.embed_tokens.weight")]
+    if not ties or None in pair:
+        return
+    from passes.export.safetensors import CHUNK, raw_chunks, ring
+
+    head, embeddings = (checkpoint.tensors[name] for name in pair if name)
+    chunks = (raw_chunks(checkpoint.folder, info, ring(CHUNK)) for info in (head, embeddings))
+    alike = (head.dtype, head.shape) == (embeddings.dtype, embeddings.shape)
+    if not alike or not all((one == other).all() for one, other in zip(*chunks, strict=True)):
+        raise BadInputError(
+            f"{checkpoint.folder}: config.json ties the LM head to the embeddings, and tensor {pair[0]} has other values: set "
+            "tie_word_embeddings to false in config.json"
+        )

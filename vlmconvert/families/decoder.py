@@ -14,10 +14,20 @@ from manifests.errors import BadInputError
 from passes.split import Block, Component, HostStep, Kind
 from vlmconvert.families.ports import float_port, int_port, kinds_by_name
 
-__all__ = ["TEXT_MODELS", "decoder_inputs", "language_model", "next_decoder_inputs", "text_embeddings"]
+__all__ = [
+    "TEXT_MODELS",
+    "check_text_model",
+    "decoder_inputs",
+    "language_model",
+    "next_decoder_inputs",
+    "text_embeddings",
+]
 
 # Text models whose layers can be streamed, each with a test.
 TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3")
+
+# Frequencies that transformers chooses anew for every length.
+_CHANGING_POSITIONS = ("dynamic", "longrope")
 
 _MODULES = "vlmconvert.families.decoder_modules"
 _PREFIX = "model.language_model."
@@ -61,7 +71,6 @@ def language_model(config: dict[str, Any], host_step: HostStep) -> Component:
         BadInputError: if the text model's layers cannot be streamed.
     """
     text = config["text_config"]
-    _check(text)
     width, heads, head_dim = text["hidden_size"], _key_value_heads(text), _head_dim(text)
     inputs_embeds = _embeds(config)
     attention_mask = int_port("attention_mask", "batch", "total_sequence")
@@ -168,7 +177,13 @@ def next_decoder_inputs(previous: dict[str, np.ndarray], tokens: np.ndarray) -> 
     }
 
 
-def _check(text: dict[str, Any]) -> None:
+def check_text_model(config: dict[str, Any]) -> None:
+    """Refuse a text model that cannot be streamed.
+
+    Raises:
+        BadInputError: naming what stands in the way.
+    """
+    text = config["text_config"]
     if text["model_type"] not in TEXT_MODELS:
         raise BadInputError(
             f"the text model is a {text['model_type']}, whose layers cannot be streamed: "
@@ -179,6 +194,12 @@ def _check(text: dict[str, Any]) -> None:
             f"the layers of the {text['model_type']} text model are of several kinds "
             f"({', '.join(sorted(set(text['layer_types'])))}), which cannot be streamed: use a model with one kind"
         )
+    rope_type = (text.get("rope_parameters") or {}).get("rope_type")
+    if rope_type in _CHANGING_POSITIONS:
+        raise BadInputError(
+            f"the text model's rotary positions change with the length of the prompt (rope_type {rope_type}), which a graph "
+            "cannot: use a checkpoint with another rope_type"
+        )
 
 
 def _layer_parameters(text: dict[str, Any]) -> Iterator[str]:
@@ -186,13 +207,13 @@ def _layer_parameters(text: dict[str, Any]) -> Iterator[str]:
     kind = text["model_type"]
     for part in "qkvo":
         yield f"self_attn.{part}_proj.weight"
-        if text.get("attention_bias") or (kind == "qwen2" and part != "o"):
+        if (text.get("attention_bias") and kind in {"llama", "qwen3"}) or (kind == "qwen2" and part != "o"):
             yield f"self_attn.{part}_proj.bias"
     if kind == "qwen3":
         yield from (f"self_attn.{part}_norm.weight" for part in "qk")
     for part in ("gate", "up", "down"):
         yield f"mlp.{part}_proj.weight"
-        if text.get("mlp_bias"):
+        if text.get("mlp_bias") and kind == "llama":
             yield f"mlp.{part}_proj.bias"
     yield from (f"{norm}.weight" for norm in ("input_layernorm", "post_attention_layernorm"))
 

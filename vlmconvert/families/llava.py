@@ -9,7 +9,13 @@ import numpy as np
 
 from manifests.errors import BadInputError
 from passes.split import Component, HostStep
-from vlmconvert.families.decoder import decoder_inputs, language_model, next_decoder_inputs, text_embeddings
+from vlmconvert.families.decoder import (
+    check_text_model,
+    decoder_inputs,
+    language_model,
+    next_decoder_inputs,
+    text_embeddings,
+)
 from vlmconvert.families.vision_tower import patch_tokens, vision_embeddings
 
 if TYPE_CHECKING:
@@ -47,6 +53,7 @@ TOKENIZER_GRAPHS = True
 
 def components(config: dict[str, Any]) -> tuple[Component, ...]:
     """Vision and text embeddings and the language model that a config (as transformers completes it) implies."""
+    check_text_model(config)
     step = HostStep(f"{__name__}:merge_features", ("input_ids", "inputs_embeds", "image_features"), ("inputs_embeds",))
     return (vision_embeddings(config, project=True), text_embeddings(config), language_model(config, step))
 

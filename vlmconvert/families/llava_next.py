@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from passes.split import Component, HostStep
-from vlmconvert.families.decoder import decoder_inputs, language_model, text_embeddings
+from vlmconvert.families.decoder import check_text_model, decoder_inputs, language_model, text_embeddings
 from vlmconvert.families.llava import PROCESSOR_FILES, TOKENIZER_GRAPHS, next_inputs, place_features
 from vlmconvert.families.vision_tower import patch_tokens, vision_embeddings
 
@@ -41,6 +41,7 @@ CONFIG_TENSORS = {"image_newline": "model.image_newline"}
 
 def components(config: dict[str, Any]) -> tuple[Component, ...]:
     """Vision and text embeddings and the language model that a config (as transformers completes it) implies."""
+    check_text_model(config)
     step = HostStep(
         f"{__name__}:merge_features",
         ("input_ids", "inputs_embeds", "image_features", "image_sizes"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from passes.split import Block, Component, HostStep, Kind
-from vlmconvert.families.decoder import decoder_inputs, language_model, text_embeddings
+from vlmconvert.families.decoder import check_text_model, decoder_inputs, language_model, text_embeddings
 from vlmconvert.families.llava import PROCESSOR_FILES, TOKENIZER_GRAPHS, next_inputs, place_features
 from vlmconvert.families.llava_next import CONFIG_TENSORS, calibration_sizes, flat_patches, image_tokens, pack_features
 from vlmconvert.families.ports import float_port, kinds_by_name
@@ -44,6 +44,7 @@ _MODULES = "vlmconvert.families.vision_tower_modules"
 
 def components(config: dict[str, Any]) -> tuple[Component, ...]:
     """Vision tower, pooling, projector, text embeddings and language model that a config implies."""
+    check_text_model(config)
     step = HostStep(
         f"{__name__}:merge_features",
         ("input_ids", "inputs_embeds", "hidden_states", "image_sizes", "patches"),
@@ -86,6 +87,7 @@ def _vision_resampler(config: dict[str, Any]) -> Component:
         inputs=(frames,),
         outputs=(pooled,),
         host_step=HostStep(f"{__name__}:frames_to_pool", ("last_hidden_state", "patches"), (frames.name,)),
+        calibrated=False,
     )
 
 

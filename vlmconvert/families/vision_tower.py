@@ -28,8 +28,8 @@ def vision_embeddings(config: dict[str, Any], project: bool) -> Component:
         BadInputError: if the tower's layers cannot be streamed, or it does not have a chosen layer.
     """
     vision = config["vision_config"]
-    size, width = vision["image_size"], vision["hidden_size"]
     chosen = _chosen_layers(config)
+    size, width = vision["image_size"], vision["hidden_size"]
     pixel_values = float_port("pixel_values", "images", vision.get("num_channels", 3), size, size)
     hidden_states = float_port("hidden_states", "images", _positions(vision), width)
     features = (
@@ -138,6 +138,10 @@ def _chosen_layers(config: dict[str, Any]) -> list[int]:
         )
     count = vision["num_hidden_layers"] + 1
     layers = chosen if isinstance(chosen, list) else [chosen]
+    if not layers:
+        raise BadInputError(
+            "config.json takes no hidden state of the vision tower (vision_feature_layer): mend the config"
+        )
     for layer in layers:
         if not -count <= layer < count:
             raise BadInputError(
