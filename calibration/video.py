@@ -15,7 +15,6 @@ from manifests.errors import BadInputError
 __all__ = ["FrameProcessor", "load_video_processor", "read_frames"]
 
 _PROCESSOR, _IMAGES, _VIDEOS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
-_CLASS = "LlavaNextVideoProcessor"
 
 
 def read_frames(path: Path, count: int) -> list[Image]:
@@ -92,7 +91,7 @@ class FrameProcessor:
 
 
 def load_video_processor(folder: Path) -> Any:
-    """LLaVA-NeXT-Video's processor for images, videos and text, whose videos go through `FrameProcessor`.
+    """A processor for images, videos and text, whose videos go through `FrameProcessor`.
 
     Checkpoints of transformers 4 have its parts in more than one place; each part is looked for where transformers does.
 
@@ -103,12 +102,14 @@ def load_video_processor(folder: Path) -> Any:
         OSError, ValueError, KeyError: if a file is missing or damaged.
     """
     import transformers
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
 
+    model_type = _read(folder / "config.json")["model_type"]
     config = _read(folder / _PROCESSOR)
     settings = config.pop("video_processor", None) or _read(folder / _VIDEOS) or _read(folder / _IMAGES)
     config.pop("image_processor", None)
-    base: Any = getattr(transformers, config.pop("processor_class", _CLASS))
+    base: Any = getattr(transformers, config.pop("processor_class", PROCESSOR_MAPPING_NAMES[model_type]))
 
     class Processor(base):  # type: ignore[misc]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
@@ -119,7 +120,9 @@ def load_video_processor(folder: Path) -> Any:
                 else super().check_argument_for_proper_class(argument_name, argument)
             )
 
-    images = LlavaNextImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    # By the model's type: the name in older files is of a class that is gone.
+    image_class = getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[model_type]["pil"])
+    images = image_class.from_pretrained(folder, local_files_only=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     template = folder / "chat_template.jinja"
     config["chat_template"] = (

@@ -235,11 +235,11 @@ def write_ascend(
             files = weights.write(folder, options.workers)
     else:
         files = weights.write(folder, options.workers)
-    config = artifact_config(checkpoint, architecture)
+    family = family_module(str(architecture.config["model_type"]).replace("_", "-"))
+    config = artifact_config(checkpoint, architecture, family.ASCEND)
     assets = [write_config(config, folder), *write_sidecars(checkpoint.folder, folder)]
-    family = str(config["model_type"]).replace("_", "-")
-    lengths = plan_lengths(config, family_module(family).image_tokens(config))
-    return AscendArtifact(weights, files, assets, run_plan(weights, config, **lengths))
+    lengths = plan_lengths(config, family.image_tokens(config))
+    return AscendArtifact(weights, files, assets, run_plan(weights, config, family.ASCEND, **lengths))
 
 
 def write_sidecars(source: Path, folder: Path) -> list[FileRecord]:

@@ -13,7 +13,7 @@ from manifests.model import Manifest
 from manifests.verify import Check, failed, passed, skipped, verify_files, verify_manifest
 from passes.split import Component
 from passes.validate.ascend import check_folder
-from vlmconvert.families import family_module
+from vlmconvert.families import FAMILIES, family_module
 from vlmconvert.targets import graph_file, target_module
 
 __all__ = ["verify"]
@@ -45,8 +45,10 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Chec
     if manifest.target == "ascend":
         if damaged:
             yield skipped("rules", ".", "not with damaged files")
+        elif manifest.family not in FAMILIES:
+            yield failed("rules", ".", f"no rules are known for a {manifest.family} model")
         else:
-            yield from check_folder(folder)
+            yield from check_folder(folder, family_module(manifest.family).ASCEND)
     else:
         yield from _graphs(folder, manifest, damaged)
     if not run:

@@ -21,6 +21,7 @@ from passes.architecture import Architecture
 from passes.checkpoint import Checkpoint
 from passes.compress.equalize import Equalizer, equalizers
 from passes.compress.w8a16 import CompressW8A16Pass, QuantizedTensor, check_finite
+from passes.export.ascend_family import AscendFamily
 from passes.export.safetensors import CHUNK, Entry, file_size, raw_chunks, ring, split_into_shards, write_safetensors
 
 __all__ = [
@@ -174,7 +175,7 @@ def plan_weights(
     return AscendWeights.packed(items, shard_size, options.group_size)
 
 
-def artifact_config(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Any]:
+def artifact_config(checkpoint: Checkpoint, architecture: Architecture, family: AscendFamily) -> dict[str, Any]:
     """The artifact's config.json: the checkpoint's own with every default written out, and the keys that MindIE reads.
 
     MindIE reads the config with an older transformers and with classes of its own, whose defaults are not the checkpoint's;
@@ -182,18 +183,18 @@ def artifact_config(checkpoint: Checkpoint, architecture: Architecture) -> dict[
     """
     config = _with_own_keys(architecture.config, checkpoint.config)
     text = config["text_config"]
-    # MindIE's mllama computes in bfloat16 alone. Its LLaVA line takes both; a float32 checkpoint is computed in float16.
-    bfloat16 = config["model_type"] == "mllama" or checkpoint.main_dtype == "BF16"
-    dtype = "bfloat16" if bfloat16 else "float16"
+    dtype = {"BF16": "bfloat16", "F16": "float16"}.get(checkpoint.main_dtype)
+    if dtype not in family.dtypes:
+        dtype = family.dtypes[0]
     for part in (config, text):
         part |= {"dtype": dtype, "torch_dtype": dtype, "quantize": W8A16.lower()}
-        # The LM head is always there, and where a config says that it is tied, MindIE looks for a name no LLaVA has.
+        # The LM head is always there, and where a config says that it is tied, MindIE looks for a name that is not there.
         part["tie_word_embeddings"] = False
     rope = dict(text.get("rope_parameters") or {})
     if "rope_theta" in rope:
         text["rope_theta"] = rope.pop("rope_theta")
         text["rope_scaling"] = _rope_scaling(rope)
-    # LLaVA-NeXT's chat template is chosen by this name.
+    # Some families' chat template is chosen by this name.
     text["_name_or_path"] = text.get("_name_or_path") or ("mistral" if text["model_type"] == "mistral" else "")
     return config
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from manifests.run_plan import RunPlan, RuntimePlan, WorldSize
 from passes.export.ascend import AscendWeights
+from passes.export.ascend_family import AscendFamily
 
 __all__ = ["plan_lengths", "run_plan"]
 
@@ -36,7 +37,9 @@ def plan_lengths(config: dict[str, Any], image_tokens: int) -> dict[str, int]:
     return {"batch": _BATCH, "input_tokens": input_tokens, "new_tokens": new_tokens}
 
 
-def run_plan(weights: AscendWeights, config: dict[str, Any], batch: int, input_tokens: int, new_tokens: int) -> RunPlan:
+def run_plan(
+    weights: AscendWeights, config: dict[str, Any], family: AscendFamily, batch: int, input_tokens: int, new_tokens: int
+) -> RunPlan:
     """Plan how to run an artifact.
 
     A runtime divides the matrices of the language model and the heads of its cache over the cards; everything else counts on
@@ -45,45 +48,44 @@ def run_plan(weights: AscendWeights, config: dict[str, Any], batch: int, input_t
     Args:
         weights: the artifact's tensors.
         config: its config.json.
+        family: the model's.
         batch: prompts at once.
         input_tokens: longest prompt, image tokens included.
         new_tokens: longest answer.
     """
-    family = config["model_type"]
-    runtimes, notes = [], []
     if weights.group_size:
-        notes.append(
+        runtimes = []
+        notes = [
             f"scales for groups of {weights.group_size} input channels: MindIE and vllm-ascend read W8A16 per channel only"
-        )
+        ]
     else:
         lengths = (batch, input_tokens, new_tokens)
-        runtimes.append(_runtime("mindie", weights, config, lengths))
-        if family == "mllama":
-            notes.append("mindie: it loads these weights, and its own table of models lists mllama in bfloat16 only")
-            notes.append("vllm-ascend: vLLM has dropped mllama (vllm-project/vllm#24907)")
-        else:
-            runtimes.append(_runtime("vllm-ascend", weights, config, lengths))
+        runtimes = [_runtime(runtime, weights, config, family, lengths) for runtime in family.runtimes]
+        notes = list(family.notes)
     return RunPlan(batch=batch, input_tokens=input_tokens, new_tokens=new_tokens, runtimes=runtimes, notes=notes)
 
 
 def _runtime(
-    runtime: str, weights: AscendWeights, config: dict[str, Any], lengths: tuple[int, int, int]
+    runtime: str, weights: AscendWeights, config: dict[str, Any], family: AscendFamily, lengths: tuple[int, int, int]
 ) -> RuntimePlan:
     batch, input_tokens, new_tokens = lengths
-    command = _mindie_command if runtime == "mindie" else _vllm_command
+
+    def command(cards: int) -> str:
+        if runtime == "mindie":
+            return _mindie_command(family, cards, *lengths)
+        return _vllm_command(config, cards, *lengths)
+
     sizes = [
         WorldSize(
             cards=cards,
             weights=_weights_per_card(weights, config, cards),
             cache=_cache_per_card(config, cards, batch, input_tokens + new_tokens),
-            command=command(config, cards, batch, input_tokens, new_tokens),
+            command=command(cards),
         )
         for cards in _world_sizes(runtime, config)
     ]
-    benchmark = _mindie_benchmark if runtime == "mindie" else _vllm_benchmark
-    return RuntimePlan.model_validate(
-        {"runtime": runtime, "world_sizes": sizes, "benchmark": benchmark(config, *lengths)}
-    )
+    benchmark = _mindie_benchmark(family, *lengths) if runtime == "mindie" else _vllm_benchmark(new_tokens)
+    return RuntimePlan.model_validate({"runtime": runtime, "world_sizes": sizes, "benchmark": benchmark})
 
 
 def _world_sizes(runtime: str, config: dict[str, Any]) -> Iterator[int]:
@@ -139,29 +141,29 @@ def _key_value_heads(config: dict[str, Any]) -> int:
     return heads
 
 
-def _mindie_script(config: dict[str, Any]) -> str:
-    return f"examples/models/{'mllama' if config['model_type'] == 'mllama' else 'llava'}/run_pa.sh"
+def _mindie_script(family: AscendFamily) -> str:
+    return f"examples/models/{family.script}/run_pa.sh"
 
 
-def _mindie_arguments(config: dict[str, Any], batch: int, input_tokens: int, new_tokens: int) -> str:
-    frames = "" if config["model_type"] == "mllama" else "8 "
+def _mindie_arguments(family: AscendFamily, batch: int, input_tokens: int, new_tokens: int) -> str:
+    frames = f"{family.frames} " if family.frames else ""
     return f"$ARTIFACT $IMAGES {frames}{batch} {input_tokens} {new_tokens}"
 
 
-def _mindie_command(config: dict[str, Any], cards: int, batch: int, input_tokens: int, new_tokens: int) -> str:
+def _mindie_command(family: AscendFamily, cards: int, batch: int, input_tokens: int, new_tokens: int) -> str:
     """A line for the folder of MindIE's ATB models; the script says itself which cards it uses, so that is changed in it."""
-    script, devices = _mindie_script(config), ",".join(map(str, range(cards)))
+    script, devices = _mindie_script(family), ",".join(map(str, range(cards)))
     return (
         f"sed -i 's/^export ASCEND_RT_VISIBLE_DEVICES=.*/export ASCEND_RT_VISIBLE_DEVICES={devices}/' {script} && "
-        f"bash {script} --run {_mindie_arguments(config, batch, input_tokens, new_tokens)}"
+        f"bash {script} --run {_mindie_arguments(family, batch, input_tokens, new_tokens)}"
     )
 
 
-def _mindie_benchmark(config: dict[str, Any], batch: int, input_tokens: int, new_tokens: int) -> str:
+def _mindie_benchmark(family: AscendFamily, batch: int, input_tokens: int, new_tokens: int) -> str:
     """The script's own measurement, on the cards that it names; $IMAGES must hold one image."""
     return (
         "ATB_LLM_BENCHMARK_ENABLE=1 ATB_LLM_BENCHMARK_FILEPATH=$PWD/benchmark.csv "
-        f"bash {_mindie_script(config)} --performance {_mindie_arguments(config, batch, input_tokens, new_tokens)}"
+        f"bash {_mindie_script(family)} --performance {_mindie_arguments(family, batch, input_tokens, new_tokens)}"
     )
 
 
@@ -172,7 +174,7 @@ def _vllm_command(config: dict[str, Any], cards: int, batch: int, input_tokens: 
     )
 
 
-def _vllm_benchmark(_config: dict[str, Any], _batch: int, _input_tokens: int, new_tokens: int) -> str:
+def _vllm_benchmark(new_tokens: int) -> str:
     return (
         f"vlmconvert bench $ARTIFACT --protocol mindie --new-tokens {new_tokens} --endpoint http://localhost:8000/v1 "
         "--csv benchmark.csv"

@@ -20,16 +20,15 @@ from manifests.errors import BadInputError
 from manifests.verify import Check, failed, passed, skipped
 from passes.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo, read_config, read_header
 from passes.export.ascend import DESCRIPTION_NAME, FLOAT, OFFSET, SCALE, W8A16
+from passes.export.ascend_family import AscendFamily
 from passes.quantized import read_description, weight_files
 
 __all__ = ["RULES", "Rule", "check_folder"]
 
 # Keys of the description that are no tensor.
 _SETTINGS = {"model_quant_type", "version", "group_size"}
-_PREFIXES = {
-    "mllama": ("vision_model.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
-    "llava": ("vision_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
-}
+# Beginnings of names that every family may have beside its own.
+_PREFIXES = ("image_newline", "vision_resampler.")
 _ROPE_KEYS = {
     "type",
     "rope_type",
@@ -62,14 +61,10 @@ class Folder:
     """
 
     path: Path
+    family: AscendFamily
     config: dict[str, Any]
     description: dict[str, Any]
     tensors: dict[str, list[TensorInfo]]
-
-    @property
-    def family(self) -> str:
-        """`mllama`, or `llava` for that line of models."""
-        return "mllama" if self.config["model_type"] == "mllama" else "llava"
 
     @property
     def text(self) -> dict[str, Any]:
@@ -105,14 +100,14 @@ class Rule:
     check: Callable[[Folder], Iterator[Finding]]
 
 
-def check_folder(folder: Path) -> Iterator[Check]:
-    """Check an artifact against every rule.
+def check_folder(folder: Path, family: AscendFamily) -> Iterator[Check]:
+    """Check an artifact of a family against every rule.
 
     Yields:
         A check for each finding, or one that says that a rule holds; `check` is the reader and the rule.
     """
     try:
-        opened = _open(folder)
+        opened = _open(folder, family)
     except BadInputError as error:
         yield failed("format: opens", folder.name, str(error))
         return
@@ -133,7 +128,7 @@ def check_folder(folder: Path) -> Iterator[Check]:
         yield from findings or [passed(title, folder.name)]
 
 
-def _open(folder: Path) -> Folder:
+def _open(folder: Path, family: AscendFamily) -> Folder:
     config = read_config(folder)
     description = read_description(folder)
     tensors: dict[str, list[TensorInfo]] = {}
@@ -142,7 +137,7 @@ def _open(folder: Path) -> Folder:
             tensors.setdefault(name, []).append(info)
     if not tensors:
         raise BadInputError(f"{folder} holds no safetensors file: convert the checkpoint again")
-    return Folder(folder, config, description, tensors)
+    return Folder(folder, family, config, description, tensors)
 
 
 def _version(folder: Folder) -> Iterator[Finding]:
@@ -229,10 +224,10 @@ def _stray_files(folder: Folder) -> Iterator[Finding]:
 
 
 def _name_prefixes(folder: Folder) -> Iterator[Finding]:
-    prefixes = (*_PREFIXES[folder.family], "image_newline", "vision_resampler.")
+    prefixes = folder.family.name_prefixes
     for name in folder.tensors:
-        if not name.startswith(prefixes):
-            yield name, f"expected a name that begins with {', '.join(_PREFIXES[folder.family])}"
+        if not name.startswith((*prefixes, *_PREFIXES)):
+            yield name, f"expected a name that begins with {', '.join(prefixes)}"
 
 
 def _every_linear(folder: Folder) -> Iterator[Finding]:
@@ -266,8 +261,7 @@ def _scale_per_channel(folder: Folder) -> Iterator[Finding]:
 
 
 def _config_keys(folder: Folder) -> Iterator[Finding]:
-    config, text = folder.config, folder.text
-    dtypes = ("bfloat16",) if folder.family == "mllama" else ("float16", "bfloat16")
+    config, text, dtypes = folder.config, folder.text, folder.family.dtypes
     wanted: list[tuple[str, Any, Callable[[Any], bool], str]] = [
         ("quantize", config.get("quantize"), lambda value: value == W8A16.lower(), W8A16.lower()),
         ("text_config.quantize", text.get("quantize"), lambda value: value == W8A16.lower(), W8A16.lower()),
@@ -286,7 +280,7 @@ def _config_keys(folder: Folder) -> Iterator[Finding]:
             )
         ),
     ]
-    if config["model_type"].startswith("llava_next"):
+    if folder.family.names_text_model:
         name = "text_config._name_or_path"
         wanted.append(
             (name, text.get("_name_or_path"), lambda value: isinstance(value, str), "a name, which may be empty")
@@ -381,16 +375,11 @@ def _layers(folder: Folder) -> Iterator[tuple[str, str, tuple[str, ...], tuple[s
             ("q_proj", "k_proj", "v_proj", "o_proj"),
             ("gate_proj", "up_proj", "down_proj"),
         )
-    if folder.family == "mllama":
-        stacks = (("transformer", "num_hidden_layers"), ("global_transformer", "num_global_layers"))
-        for stack, key in stacks:
-            for index in range(vision.get(key) or 0):
-                projections = ("q_proj", "k_proj", "v_proj", "o_proj")
-                yield f"vision_model.{stack}.layers.{index}", "self_attn", projections, ("fc1", "fc2")
-    elif vision.get("model_type") in {"clip_vision_model", "siglip_vision_model"}:
-        for index in range(vision.get("num_hidden_layers") or 0):
-            prefix = f"vision_tower.vision_model.encoder.layers.{index}"
-            yield prefix, "self_attn", ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")
+    for stack in folder.family.vision_stacks:
+        if not stack.model_types or vision.get("model_type") in stack.model_types:
+            for index in range(vision.get(stack.count) or 0):
+                projections = ("q_proj", "k_proj", "v_proj", stack.output)
+                yield f"{stack.prefix}.{index}", "self_attn", projections, ("fc1", "fc2")
 
 
 def _linears(folder: Folder) -> Iterator[str]:
@@ -399,10 +388,7 @@ def _linears(folder: Folder) -> Iterator[str]:
             yield from (f"{prefix}.{part}.{name}" for name in names)
     yield "language_model.lm_head"
     yield "language_model.model.embed_tokens"
-    if folder.family == "mllama":
-        yield "multi_modal_projector"
-    else:
-        yield from (f"multi_modal_projector.linear_{number}" for number in (1, 2))
+    yield from folder.family.projector
 
 
 def _fused(folder: Folder) -> Iterator[list[str]]:

@@ -16,7 +16,7 @@ from passes.checkpoint import open_checkpoint
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import artifact_config, plan_weights, write_config
 from passes.quantized import open_w8a16
-from tests.checkpoints import CLASSES, write_checkpoint
+from tests.checkpoints import CLASSES, ascend_family, write_checkpoint
 from tests.passes.test_architecture import rewrite
 
 ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
@@ -28,7 +28,7 @@ def convert(source, folder, group_size=0, options=None):
     folder.mkdir()
     weights = plan_weights(checkpoint, architecture, options or CompressW8A16Pass(group_size), 60_000)
     weights.write(folder)
-    config = artifact_config(checkpoint, architecture)
+    config = artifact_config(checkpoint, architecture, ascend_family(source))
     write_config(config, folder)
     return checkpoint, architecture, weights, config
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from passes.checkpoint import open_checkpoint
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.validate.ascend import RULES, check_folder
-from tests.checkpoints import CLASSES, write_checkpoint
+from tests.checkpoints import CLASSES, ascend_family, write_checkpoint
 from vlmconvert.ascend import AscendOptions, inspect, write_ascend
 
 LAYER = "language_model.model.layers.0.mlp.up_proj"
@@ -29,6 +29,10 @@ def convert(source, folder, **options):
     return folder
 
 
+def checked(folder):
+    return list(check_folder(folder, ascend_family(folder)))
+
+
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory, demo):
     """One artifact of each family."""
@@ -42,7 +46,7 @@ def artifacts(tmp_path_factory, demo):
 
 @pytest.mark.parametrize("family", ["mllama", *CLASSES])
 def test_an_artifact_keeps_every_rule(artifacts, family):
-    checks = list(check_folder(artifacts[family]))
+    checks = checked(artifacts[family])
     assert [check for check in checks if check.outcome != "passed"] == []
     assert len(checks) == len(RULES) + 1
 
@@ -52,18 +56,18 @@ def test_an_artifact_keeps_every_rule(artifacts, family):
 def test_so_does_every_kind_of_checkpoint(tmp_path, dtype, tied):
     source = write_checkpoint(tmp_path / "in", dtype=dtype, tied=tied)
     folder = convert(source, tmp_path / "out", shard_size=50_000)
-    assert [check for check in check_folder(folder) if check.outcome != "passed"] == []
+    assert [check for check in checked(folder) if check.outcome != "passed"] == []
 
 
 def test_so_do_other_vision_towers_and_text_models(tmp_path):
     folder = convert(write_checkpoint(tmp_path / "in", "llava-next", "mistral", "siglip"), tmp_path / "out")
-    assert [check for check in check_folder(folder) if check.outcome != "passed"] == []
+    assert [check for check in checked(folder) if check.outcome != "passed"] == []
 
 
 def test_groups_are_said_to_be_for_no_runtime(tmp_path):
     source = write_checkpoint(tmp_path / "in")
     folder = convert(source, tmp_path / "out", quantize=CompressW8A16Pass(group_size=32))
-    (check,) = (check for check in check_folder(folder) if check.outcome != "passed")
+    (check,) = (check for check in checked(folder) if check.outcome != "passed")
     assert (check.outcome, check.check) == ("skipped", "mindie and vllm-ascend: one scale a channel")
 
 
@@ -165,7 +169,7 @@ def test_every_rule_is_broken_below():
 def test_a_broken_folder_is_told_which_rule(artifacts, tmp_path, rule):
     folder = shutil.copytree(artifacts["llava"], tmp_path / "broken")
     BROKEN[rule](folder)
-    findings = {check.check for check in check_folder(folder) if check.outcome == "failed"}
+    findings = {check.check for check in checked(folder) if check.outcome == "failed"}
     # A name under which a reader would not look is, to the next reader, a layer that is missing.
     allowed = {"vllm-ascend: every linear described"} if rule == "mindie: name prefixes" else set()
     assert rule in findings
@@ -188,7 +192,7 @@ def test_a_broken_folder_is_told_which_rule(artifacts, tmp_path, rule):
 def test_a_missing_key_is_named(artifacts, tmp_path, change, place):
     folder = shutil.copytree(artifacts["llava-next"], tmp_path / "broken")
     configure(change)(folder)
-    (finding,) = (check for check in check_folder(folder) if check.outcome == "failed")
+    (finding,) = (check for check in checked(folder) if check.outcome == "failed")
     assert (finding.check, finding.place) == ("mindie: config keys", place)
 
 
@@ -226,13 +230,13 @@ ATTENTION = "language_model.model.layers.0.self_attn.q_proj"
 def test_another_way_to_break_a_rule(artifacts, tmp_path, rule, change):
     folder = shutil.copytree(artifacts["llava"], tmp_path / "broken")
     change(folder)
-    assert {check.check for check in check_folder(folder) if check.outcome == "failed"} == {rule}
+    assert {check.check for check in checked(folder) if check.outcome == "failed"} == {rule}
 
 
 def test_a_key_that_stands_in_two_files_is_named_with_both(artifacts, tmp_path):
     folder = shutil.copytree(artifacts["llava"], tmp_path / "broken")
     save_file({f"{LAYER}.weight_scale": torch.ones(128, 1)}, folder / "quant_model_weight_extra.safetensors")
-    (finding,) = (check for check in check_folder(folder) if check.outcome == "failed")
+    (finding,) = (check for check in checked(folder) if check.outcome == "failed")
     assert finding.place == f"{LAYER}.weight_scale"
     assert "quant_model_weight_extra.safetensors and quant_model_weight_w8a16.safetensors" in finding.detail
 
@@ -240,5 +244,5 @@ def test_a_key_that_stands_in_two_files_is_named_with_both(artifacts, tmp_path):
 def test_a_folder_that_cannot_be_opened_is_one_finding(artifacts, tmp_path):
     folder = shutil.copytree(artifacts["llava"], tmp_path / "broken")
     weights_of(folder).write_bytes(weights_of(folder).read_bytes()[:-1])
-    (check,) = check_folder(folder)
+    (check,) = checked(folder)
     assert (check.check, check.outcome) == ("format: opens", "failed")

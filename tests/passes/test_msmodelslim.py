@@ -18,7 +18,7 @@ from passes.compress.msmodelslim import calibrate, check_options, plan_calibrate
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import artifact_config, plan_weights, write_config
 from passes.quantized import open_w8a16
-from tests.checkpoints import CLASSES, write_checkpoint
+from tests.checkpoints import CLASSES, ascend_family, write_checkpoint
 from tests.msmodelslim_reader import logits_by_reader
 from vlmconvert.pipeline import Helper
 
@@ -117,7 +117,7 @@ def test_msmodelslims_reader_opens_what_we_write(tmp_path, demo, run, family, gr
     folder = tmp_path / "out"
     folder.mkdir()
     weights.write(folder)
-    write_config(artifact_config(checkpoint, architecture), folder)
+    write_config(artifact_config(checkpoint, architecture, ascend_family(source)), folder)
     inputs = model_inputs(source)
     logits, replaced = run(logits_by_reader, source, folder, inputs)
     assert sorted(replaced) == sorted(architecture.linears)

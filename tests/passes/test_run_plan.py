@@ -7,16 +7,17 @@ from passes.checkpoint import open_checkpoint
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.export.ascend import artifact_config, plan_weights
 from passes.export.run_plan import plan_lengths, run_plan
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import ascend_family, write_checkpoint
 
 
 def planned(folder, group_size=0, **sizes):
     checkpoint = open_checkpoint(folder)
     architecture = read_architecture(folder, list(checkpoint.tensors))
     weights = plan_weights(checkpoint, architecture, CompressW8A16Pass(group_size), 10**9)
-    config = artifact_config(checkpoint, architecture)
+    family = ascend_family(folder)
+    config = artifact_config(checkpoint, architecture, family)
     config["text_config"] |= sizes
-    return run_plan(weights, config, batch=2, input_tokens=100, new_tokens=28), weights
+    return run_plan(weights, config, family, batch=2, input_tokens=100, new_tokens=28), weights
 
 
 def cards(plan):

@@ -13,7 +13,7 @@ import torch
 from calibration.inputs import load_processor, prompt_inputs
 from calibration.scenes import Split, draw_scene
 from calibration.sources import load_samples
-from manifests.io import read_manifest
+from manifests.io import read_manifest, write_manifest
 from manifests.verify import verify_files
 from passes.validate.greedy import forced_logits, greedy
 from tests.checkpoints import CLASSES, write_checkpoint
@@ -236,6 +236,13 @@ def test_verify_names_a_broken_rule_and_a_flipped_bit(artifacts, tmp_path):
         "rules": "skipped",
         "run": "skipped",
     }
+
+
+def test_verify_has_no_rules_for_an_unknown_family(artifacts, tmp_path):
+    folder = shutil.copytree(artifacts("llava"), tmp_path / "artifact")
+    write_manifest(read_manifest(folder).model_copy(update={"family": "pixtral"}), folder)
+    (check,) = (check for check in verify(folder, run=False) if check.outcome == "failed")
+    assert (check.check, check.detail) == ("rules", "no rules are known for a pixtral model")
 
 
 def test_bench(artifacts, tmp_path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifests.errors import BadInputError
+from passes.export.ascend_family import AscendFamily, VisionStack
 from passes.split import Component, HostStep
 from vlmconvert.families.decoder import (
     check_text_model,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARCHITECTURE",
+    "ASCEND",
     "CONFIG_TENSORS",
     "PROCESSOR_FILES",
     "PROCESSOR_OUTPUTS",
@@ -49,6 +51,22 @@ PROCESSOR_OUTPUTS = ("input_ids", "attention_mask", "pixel_values")
 CONFIG_TENSORS: dict[str, str] = {}
 # Whether OpenVINO's runtimes expect the tokenizer as graphs.
 TOKENIZER_GRAPHS = True
+# What Ascend runtimes make of it.
+ASCEND = AscendFamily(
+    script="llava",
+    frames=8,
+    dtypes=("float16", "bfloat16"),
+    runtimes=("mindie", "vllm-ascend"),
+    name_prefixes=("vision_tower.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
+    vision_stacks=(
+        VisionStack(
+            "vision_tower.vision_model.encoder.layers",
+            output="out_proj",
+            model_types=("clip_vision_model", "siglip_vision_model"),
+        ),
+    ),
+    projector=("multi_modal_projector.linear_1", "multi_modal_projector.linear_2"),
+)
 
 
 def components(config: dict[str, Any]) -> tuple[Component, ...]:

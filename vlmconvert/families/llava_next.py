@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from passes.split import Component, HostStep
 from vlmconvert.families.decoder import check_text_model, decoder_inputs, language_model, text_embeddings
+from vlmconvert.families.llava import ASCEND as LLAVA_ASCEND
 from vlmconvert.families.llava import PROCESSOR_FILES, TOKENIZER_GRAPHS, next_inputs, place_features
 from vlmconvert.families.vision_tower import patch_tokens, vision_embeddings
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARCHITECTURE",
+    "ASCEND",
     "CONFIG_TENSORS",
     "PROCESSOR_FILES",
     "PROCESSOR_OUTPUTS",
@@ -35,6 +38,7 @@ __all__ = [
 
 ARCHITECTURE = "LlavaNextForConditionalGeneration"
 PROCESSOR_OUTPUTS = ("input_ids", "attention_mask", "pixel_values", "image_sizes")
+ASCEND = replace(LLAVA_ASCEND, names_text_model=True)
 # OpenVINO's runtimes read the newline's embedding from the config.
 CONFIG_TENSORS = {"image_newline": "model.image_newline"}
 

@@ -13,7 +13,14 @@ import numpy as np
 from passes.split import Block, Component, HostStep, Kind
 from vlmconvert.families.decoder import check_text_model, decoder_inputs, language_model, text_embeddings
 from vlmconvert.families.llava import PROCESSOR_FILES, TOKENIZER_GRAPHS, next_inputs, place_features
-from vlmconvert.families.llava_next import CONFIG_TENSORS, calibration_sizes, flat_patches, image_tokens, pack_features
+from vlmconvert.families.llava_next import (
+    ASCEND,
+    CONFIG_TENSORS,
+    calibration_sizes,
+    flat_patches,
+    image_tokens,
+    pack_features,
+)
 from vlmconvert.families.ports import float_port, kinds_by_name
 from vlmconvert.families.vision_tower import feature_width, patch_tokens, projector_tensors, vision_embeddings
 
@@ -22,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARCHITECTURE",
+    "ASCEND",
     "CONFIG_TENSORS",
     "PROCESSOR_FILES",
     "PROCESSOR_OUTPUTS",

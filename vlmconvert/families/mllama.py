@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from manifests.model import Port
+from passes.export.ascend_family import AscendFamily, VisionStack
 from passes.split import Block, Component, Kind
 from vlmconvert.families.ports import float_port, int_port, kinds_by_name, renamed
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARCHITECTURE",
+    "ASCEND",
     "PROCESSOR_FILES",
     "calibration_sizes",
     "components",
@@ -48,6 +50,23 @@ PROCESSOR_OUTPUTS = (
 CONFIG_TENSORS: dict[str, str] = {}
 # Whether OpenVINO's runtimes expect the tokenizer as graphs.
 TOKENIZER_GRAPHS = False
+# What Ascend runtimes make of it.
+ASCEND = AscendFamily(
+    script="mllama",
+    frames=0,
+    dtypes=("bfloat16",),
+    runtimes=("mindie",),
+    notes=(
+        "mindie: it loads these weights, and its own table of models lists mllama in bfloat16 only",
+        "vllm-ascend: vLLM has dropped mllama (vllm-project/vllm#24907)",
+    ),
+    name_prefixes=("vision_model.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
+    vision_stacks=(
+        VisionStack("vision_model.transformer.layers"),
+        VisionStack("vision_model.global_transformer.layers", "num_global_layers"),
+    ),
+    projector=("multi_modal_projector",),
+)
 _MODULES = "vlmconvert.families.mllama_modules"
 # The lowest float16, so that the mask stays finite where a device computes in half precision.
 _MASKED = -65504.0
