@@ -53,12 +53,12 @@ def graphs_by_release(artifacts: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def install(release: str, folder: Path) -> None:
-    """Install a release of ONNX Runtime into a folder.
+    """Install a release of ONNX Runtime into a folder, with nothing but a numpy of its time, which is all that it imports.
 
     Raises:
         subprocess.CalledProcessError: if there is none for this Python, or packages cannot be reached.
     """
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder)]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(folder)]
     subprocess.run([*command, f"onnxruntime=={release}.*", "numpy<2"], check=True, capture_output=True)
 
 
