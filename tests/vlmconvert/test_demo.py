@@ -97,7 +97,7 @@ def test_the_default_conversion_loses_at_most_a_point(validated):
     accuracy = figure(validated, "exact_match", "artifact")
     print(f"checkpoint {accuracy.reference:.1%}, artifact {accuracy.value:.1%}")
     assert accuracy.samples in ASKED.values()
-    assert accuracy.reference >= 0.9
+    assert accuracy.reference >= (0.95 if accuracy.samples == QUESTIONS else 0.9)
     assert accuracy.value >= accuracy.reference - 0.01
 
 

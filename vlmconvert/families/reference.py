@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.utils import logging
 __all__ = ["TorchReference"]
 
 
-class TorchReference:
+class TorchReference(ABC):
     """transformers' own class in float32, with the interface of `passes.validate.protocol.Model`.
 
     A family says what its vision side hands over (`handed`), and how that is given in place of the images (`_take`).
@@ -30,9 +31,9 @@ class TorchReference:
         self._state: dict[str, Any] = {}
 
     @property
+    @abstractmethod
     def handed(self) -> dict[str, np.ndarray]:
         """What the vision side handed over in the last prefill."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def prefill(self, processed: dict[str, np.ndarray], handed: dict[str, np.ndarray] | None = None) -> np.ndarray:
@@ -59,9 +60,9 @@ class TorchReference:
         state["position_ids"] = state["position_ids"] + 1
         return self.model(input_ids=torch.from_numpy(tokens).reshape(-1, 1), use_cache=True, **state).logits.numpy()
 
+    @abstractmethod
     def _take(self, handed: dict[str, np.ndarray] | None, inputs: dict[str, torch.Tensor], cache: DynamicCache) -> None:
         """Let the next prefill use what is handed over, if anything is; may change the inputs and the cache."""
-        raise NotImplementedError
 
     def _kept(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Inputs of a prefill that every later step needs too."""
