@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from manifests.model import Port
 from passes.export.ascend_family import AscendFamily, VisionStack
 from passes.split import Block, Component, Kind
+from vlmconvert.families.mllama_inputs import inputs, next_inputs
 from vlmconvert.families.ports import float_port, int_port, kinds_by_name, renamed
 
 if TYPE_CHECKING:
@@ -22,7 +21,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ARCHITECTURE",
     "ASCEND",
+    "CONFIG_TENSORS",
     "PROCESSOR_FILES",
+    "PROCESSOR_OUTPUTS",
+    "TOKENIZER_GRAPHS",
     "calibration_sizes",
     "components",
     "image_tokens",
@@ -68,8 +70,6 @@ ASCEND = AscendFamily(
     projector=("multi_modal_projector",),
 )
 _MODULES = "vlmconvert.families.mllama_modules"
-# The lowest float16, so that the mask stays finite where a device computes in half precision.
-_MASKED = -65504.0
 
 
 def components(config: dict[str, Any]) -> tuple[Component, ...]:
@@ -392,72 +392,6 @@ def calibration_sizes(config: dict[str, Any]) -> list[tuple[int, int]]:
 def image_tokens(_config: dict[str, Any]) -> int:
     """Tokens of an image in a prompt: its features come in through cross-attention."""
     return 1
-
-
-def inputs(processed: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """All inputs of both components for a prompt, but for the cross-attention keys and values.
-
-    Args:
-        processed: what the processor gives: input_ids and attention_mask [batch, sequence]; with images also
-            cross_attention_mask [batch, sequence, images, tiles], pixel_values, aspect_ratio_ids and aspect_ratio_mask.
-        config: the completed config.
-
-    Returns:
-        Arrays named as the components' inputs, with an empty cache. The cross-attention mask is additive, 0 or -65504;
-        a token before any image attends to all and is taken out by full_text_row_masked_out_mask, as in transformers.
-    """
-    vision, text = config["vision_config"], config["text_config"]
-    values = {name: processed[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
-    values["position_ids"] = np.clip(np.cumsum(values["attention_mask"], axis=1) - 1, 0, None)
-    batch, sequence = values["input_ids"].shape
-    if "pixel_values" in processed:
-        values["pixel_values"] = processed["pixel_values"].astype(np.float32)
-        for name in ("aspect_ratio_ids", "aspect_ratio_mask"):
-            values[name] = processed[name].astype(np.int64)
-        patches = (vision["image_size"] // vision["patch_size"]) ** 2 + 1
-        visible = processed["cross_attention_mask"].reshape(batch, 1, sequence, -1).repeat(patches, axis=3) != 0
-        row_mask = visible.any(axis=3, keepdims=True)
-        values["cross_attention_mask"] = np.where(visible | ~row_mask, 0.0, _MASKED).astype(np.float32)
-        values["full_text_row_masked_out_mask"] = row_mask.astype(np.float32)
-    else:
-        values |= text_only_inputs(batch, sequence, text)
-    head_dim = text["hidden_size"] // text["num_attention_heads"]
-    cache = np.zeros((batch, text["num_key_value_heads"], 0, head_dim), np.float32)
-    for index in range(text["num_hidden_layers"]):
-        if index not in text["cross_attention_layers"]:
-            values |= {f"past_key_values.{index}.{part}": cache for part in ("key", "value")}
-    return values
-
-
-def text_only_inputs(batch: int, sequence: int, text: dict[str, Any]) -> dict[str, np.ndarray]:
-    """What stands for the image in a prompt without one.
-
-    Values of zero make the attention's output zero, and the row mask does the same to the MLP, so cross-attention layers
-    pass their input on, as transformers skips them.
-    """
-    head_dim = text["hidden_size"] // text["num_attention_heads"]
-    nothing = np.zeros((batch, text["num_key_value_heads"], 1, head_dim), np.float32)
-    return {
-        "cross_attention_mask": np.zeros((batch, 1, sequence, 1), np.float32),
-        "full_text_row_masked_out_mask": np.zeros((batch, 1, sequence, 1), np.float32),
-        **{
-            f"cross_attn_key_values.{index}.{part}": nothing
-            for index in text["cross_attention_layers"]
-            for part in ("key", "value")
-        },
-    }
-
-
-def next_inputs(previous: dict[str, np.ndarray], tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """The language model's inputs for the token after `previous`: tokens [batch] join the sequence, the image stays."""
-    values = dict(previous)
-    values["input_ids"] = tokens.reshape(-1, 1).astype(np.int64)
-    one = np.ones((tokens.size, 1), np.int64)
-    values["attention_mask"] = np.concatenate((previous["attention_mask"], one), axis=1)
-    values["position_ids"] = previous["position_ids"][:, -1:] + 1
-    for name in ("cross_attention_mask", "full_text_row_masked_out_mask"):
-        values[name] = previous[name][:, :, -1:]
-    return values
 
 
 def reference(folder: Path) -> Model:
