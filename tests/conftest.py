@@ -12,13 +12,37 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from click.testing import CliRunner, Result
 
+from passes.compress.msmodelslim import calibrate
 from vlmconvert.cli import main
 from vlmconvert.families import demo_checkpoint
+from vlmconvert.pipeline import Helper
+
+_run = Helper.run
 
 
 def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:
     """Run the command line in this process."""
     return CliRunner().invoke(main, [str(argument) for argument in arguments], input=input)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_helper():
+    """One helper process for the conversions of a test process: importing transformers takes longer than most of them."""
+    shared = Helper()
+
+    def run(helper: Helper, function, *arguments):
+        return _run(helper if function is calibrate else shared, function, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Helper, "run", run)
+        yield
+    shared.close()
+
+
+@pytest.fixture
+def own_helpers(monkeypatch: pytest.MonkeyPatch):
+    """A helper process for each conversion, as it is outside of tests: nothing of one run can be seen by another."""
+    monkeypatch.setattr(Helper, "run", _run)
 
 
 @pytest.fixture(scope="session")

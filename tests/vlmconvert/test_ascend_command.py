@@ -79,7 +79,7 @@ def test_the_demo_loses_at_most_half_a_point(tmp_path, family):
     assert better < 0.5 * plain
 
 
-def test_equal_runs_give_equal_bytes_and_engines_files_of_equal_names(tmp_path):
+def test_equal_runs_give_equal_bytes_and_engines_files_of_equal_names(tmp_path, own_helpers):
     folders = {}
     for name, options in (("one", ("--workers", "1")), ("two", ()), ("theirs", ("--engine", "msmodelslim"))):
         # Where a checkpoint lies is nothing that the result may depend on.

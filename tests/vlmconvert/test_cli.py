@@ -198,7 +198,7 @@ def test_debug_shows_the_traceback(store, tmp_path):
     assert "Traceback" in result.output
 
 
-def test_equal_runs_give_equal_bytes_whatever_the_workers(tmp_path):
+def test_equal_runs_give_equal_bytes_whatever_the_workers(tmp_path, own_helpers):
     options = ("--llm", "int4-awq", "--vision", "int8-ptq", "--samples", "4", "--vision-samples", "8", "--no-validate")
     folders = []
     for workers in ("1", "2"):

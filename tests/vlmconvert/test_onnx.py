@@ -174,7 +174,7 @@ def test_openvinos_options_are_refused(exact, options, message):
     assert message in result.output
 
 
-def test_the_same_input_gives_the_same_bytes(tmp_path):
+def test_the_same_input_gives_the_same_bytes(tmp_path, own_helpers):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llava")
     manifests = []
     for run in ("first", "second"):
