@@ -34,7 +34,9 @@ def read_frames(path: Path, count: int) -> list[Image]:
     try:
         with av.open(str(path)) as container:
             frames = sum(1 for _ in container.decode(video=0))
-        wanted = set(np.arange(0, frames, max(1.0, frames / count)).astype(int).tolist()) if frames else set()
+        # As transformers does it: in integers, since a step of floats can give one frame more.
+        count = min(count, frames)
+        wanted = {number * frames // count for number in range(count)}
         with av.open(str(path)) as container:
             images = [frame.to_image() for number, frame in enumerate(container.decode(video=0)) if number in wanted]
     except (OSError, IndexError, av.FFmpegError) as error:
@@ -79,7 +81,10 @@ class FrameProcessor:
             `pixel_values_videos` [videos, frames, channels, height, width], float32.
         """
         flat: list[Any] = [
-            video for prompt in videos for video in (prompt if isinstance(prompt[0], (list, tuple)) else [prompt])
+            video
+            for prompt in videos
+            if len(prompt)
+            for video in (prompt if isinstance(prompt[0], (list, tuple)) else [prompt])
         ]
         lengths = sorted({len(frames) for frames in flat})
         if len(lengths) > 1:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from manifests.errors import BadInputError
 from manifests.files import write_atomically
@@ -52,6 +53,14 @@ class Descriptions(_Record):
     decoding: Decoding
     descriptions: list[Description] = Field(min_length=1)
 
+    @field_validator("descriptions")
+    @classmethod
+    def _each_image_once(cls, descriptions: list[Description]) -> list[Description]:
+        for name, count in Counter(item.image for item in descriptions).items():
+            if count > 1:
+                raise ValueError(f"{name} is described {count} times")
+        return descriptions
+
 
 class RefereeReport(_Record):
     """Two models' descriptions, scored by one CLIP: cosine similarity of image and text, higher is better."""
@@ -72,7 +81,7 @@ class KeptDescriptions:
 
     Args:
         path: the file; one of another model, or of one that was asked otherwise, is begun again.
-        model: the model's name.
+        model: what tells the model from every other, also from one that had its name before.
         decoding: how it is asked.
     """
 

@@ -194,8 +194,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _quantization(folder: Path, config: dict[str, Any]) -> str | None:
     """How a folder's weights were quantized, if its config or its files say so."""
-    if config.get("quantization_config"):
-        return str(config["quantization_config"].get("quant_method", "unknown"))
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and (method := part.get("quantization_config")):
+            return str(method.get("quant_method", "unknown") if isinstance(method, dict) else method)
     # What msmodelslim and MindIE write.
     if config.get("quantize"):
         return str(config["quantize"])

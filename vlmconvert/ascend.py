@@ -48,7 +48,10 @@ SHARD_SIZE = 4_000_000_000
 _COMPONENT, _PRECISION = "model", "w8a16"
 # Options of --vision -> dtype of a checkpoint that is already that.
 _FLOATS = {"fp32": "F32", "fp16": "F16"}
-_PROCESSOR, _PREPROCESSOR, _TOKENIZER = "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"
+_PROCESSOR, _TOKENIZER = "processor_config.json", "tokenizer_config.json"
+# Parts of processor_config.json as transformers 5 writes it -> the file in which transformers 4 looks for each.
+_PROCESSOR_PARTS = {"image_processor": "preprocessor_config.json", "video_processor": "video_preprocessor_config.json"}
+_CHAT_TEMPLATE, _OLD_CHAT_TEMPLATE = "chat_template.jinja", "chat_template.json"
 
 # Runs a function in a process of its own, such as `vlmconvert.pipeline.Helper.run`. After msmodelslim that process is good for
 # nothing else: see `passes.compress.msmodelslim`.
@@ -245,16 +248,23 @@ def write_ascend(
 def write_sidecars(source: Path, folder: Path) -> list[FileRecord]:
     """Copy every file of processor and tokenizer, and let transformers 4, with which MindIE reads them, find its way.
 
-    It looks for the image processor in a file of its own, does not know the class by which transformers 5 calls a tokenizer
-    that is one file, and calls a list of special tokens otherwise.
+    It looks for image and video processor in files of their own and refuses them elsewhere, looks for the chat template in JSON,
+    does not know the class by which transformers 5 calls a tokenizer that is one file, and calls a list of special tokens
+    otherwise. transformers 5 reads the result as it reads the source.
     """
     for path in processor_files(source):
         shutil.copyfile(path, folder / path.name)
-    if (folder / _PROCESSOR).is_file() and not (folder / _PREPROCESSOR).is_file():
-        processor = _read(folder / _PROCESSOR)
-        if isinstance(processor.get("image_processor"), dict):
-            own = {key: processor[key] for key in ("processor_class",) if key in processor}
-            _write(folder / _PREPROCESSOR, {**processor["image_processor"], **own})
+    if (folder / _CHAT_TEMPLATE).is_file() and not (folder / _OLD_CHAT_TEMPLATE).is_file():
+        template = (folder / _CHAT_TEMPLATE).read_text(encoding="utf-8")
+        _write(folder / _OLD_CHAT_TEMPLATE, {"chat_template": template})
+    processor = _read(folder / _PROCESSOR) if (folder / _PROCESSOR).is_file() else {}
+    parts = {key: value for key in _PROCESSOR_PARTS if isinstance(value := processor.get(key), dict)}
+    for key, part in parts.items():
+        # Where there is such a file too, transformers 5 does not look at it.
+        own = {name: processor[name] for name in ("processor_class",) if name in processor}
+        _write(folder / _PROCESSOR_PARTS[key], {**part, **own})
+    if parts:
+        _write(folder / _PROCESSOR, {key: value for key, value in processor.items() if key not in parts})
     if (folder / _TOKENIZER).is_file():
         tokenizer = _read(folder / _TOKENIZER)
         before = dict(tokenizer)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -141,9 +142,7 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
     conversion.check_disk(output)
 
     conversion.build()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
+    with _staging(output) as staging:
         contents = conversion.write(staging)
         manifest = _manifest(conversion, contents, request, name, family.ARCHITECTURE)
         write_manifest(manifest, staging)
@@ -152,8 +151,6 @@ def convert(request: Request, reporter: Reporter) -> tuple[Path | None, bool]:
             write_manifest(manifest, staging)
         _write_model_card(manifest, staging)
         _publish(staging, output, manifest, request.force, reporter)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     seconds = time.monotonic() - start
     log = {
         "seconds": round(seconds, 1),
@@ -251,13 +248,11 @@ def _batches(processor: Any, count: int, size: int = 25) -> Iterator[Batch]:
 
 def _check_output(output: Path, conversion: _Work, force: bool) -> None:
     """Refuse an output that holds something else, before any work."""
-    if force or not output.exists():
+    if output.exists() and not output.is_dir():
+        raise BadInputError(f"{output} exists and is a file: choose another folder with --output")
+    if force or not output.exists() or not any(output.iterdir()):
         return
     mend = "choose another folder with --output, or replace it with --force"
-    if not output.is_dir():
-        raise BadInputError(f"{output} exists and is a file: {mend}")
-    if not any(output.iterdir()):
-        return
     if not (output / MANIFEST_NAME).exists():
         raise BadInputError(f"{output} exists and vlmconvert did not write it: {mend}")
     existing = read_manifest(output)
@@ -270,6 +265,21 @@ def _check_output(output: Path, conversion: _Work, force: bool) -> None:
         or not all(line.files.items() <= sizes.items() for line in conversion.plan.lines)
     ):
         raise BadInputError(f"{output} holds a different result: {mend}")
+
+
+@contextmanager
+def _staging(output: Path) -> Iterator[Path]:
+    """A hidden folder beside the output; what is left of it goes, and so do folders above that hold nothing else."""
+    made = [folder for folder in output.parents if not folder.exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
 
 
 def _publish(staging: Path, output: Path, manifest: Manifest, force: bool, reporter: Reporter) -> None:

@@ -17,6 +17,7 @@ from manifests.files import sha256_file
 from manifests.io import MANIFEST_NAME
 from passes.checkpoint import read_config
 from passes.export.ascend import DESCRIPTION_NAME
+from passes.store import digest
 from passes.validate.greedy import greedy
 from passes.validate.protocol import Model
 from vlmconvert.endpoint import Endpoint
@@ -38,6 +39,8 @@ class Describer(Protocol):
     """A model that can be asked about images."""
 
     name: str
+    identity: str
+    """What tells it from every other model, also from one that had its name before."""
 
     def describe(self, images: list[Path], decoding: Decoding) -> list[str]:
         """What the model says of each image."""
@@ -49,13 +52,14 @@ class LocalDescriber:
 
     Args:
         name: what the file calls it.
+        identity: see `Describer`.
         model: with the interface of the validation passes.
         processor: the checkpoint's own.
         ends: tokens that end an answer.
     """
 
-    def __init__(self, name: str, model: Model, processor: Any, ends: list[int]) -> None:
-        self.name, self._model, self._processor, self._ends = name, model, processor, ends
+    def __init__(self, name: str, identity: str, model: Model, processor: Any, ends: list[int]) -> None:
+        self.name, self.identity, self._model, self._processor, self._ends = name, identity, model, processor, ends
 
     def describe(self, images: list[Path], decoding: Decoding) -> list[str]:
         """See `Describer`."""
@@ -88,14 +92,21 @@ def open_describer(folder: Path) -> LocalDescriber:
         model = family_module(family).reference(folder)
     else:
         raise BadInputError(f"{folder} is a {family} checkpoint: give one of {', '.join(FAMILIES)}, or an artifact")
-    return LocalDescriber(folder.resolve().name, model, load_processor(folder), end_tokens(folder))
+    return LocalDescriber(folder.resolve().name, _identity(folder), model, load_processor(folder), end_tokens(folder))
+
+
+def _identity(folder: Path) -> str:
+    """A hash of names, sizes and times of the files: weights are not read twice, and every conversion writes them anew."""
+    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    return digest({name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()})
 
 
 class EndpointDescriber:
     """A model behind a server, such as one on an NPU."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.name = endpoint.served_model()
+        # A server tells no more than its name.
+        self.name = self.identity = endpoint.served_model()
         self._endpoint = Endpoint(endpoint.url, self.name)
 
     def describe(self, images: list[Path], decoding: Decoding) -> list[str]:
@@ -128,7 +139,7 @@ def described(
 
     `partial` is left for the caller to remove when the result is safe.
     """
-    kept = KeptDescriptions(partial, describer.name, decoding)
+    kept = KeptDescriptions(partial, describer.identity, decoding)
     hashes = {path.name: sha256_file(path) for path in images}
     left = []
     for path in images:

@@ -95,7 +95,8 @@ class VisionLanguageModel(GenerationMixin):
         """
         if past_key_values is None:
             arrays = {
-                name: np.asarray(value)
+                # NumPy has no bfloat16.
+                name: (value.float() if value.is_floating_point() else value).numpy(force=True)
                 for name, value in {"input_ids": input_ids, **processed}.items()
                 if isinstance(value, torch.Tensor) and name in self.runner.family.PROCESSOR_OUTPUTS
             }

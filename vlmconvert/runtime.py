@@ -50,7 +50,8 @@ class ArtifactRunner(ABC):
         self.family = family_module(self.manifest.family)
         self.config = _read_json(folder / "config.json")
         self.ends = end_tokens(folder)
-        self._pad = _generation(folder).get("pad_token_id", self.ends[0])
+        pad = _generation(folder).get("pad_token_id")
+        self._pad = self.ends[0] if pad is None else pad
         self.timings = Timings()
 
     @property

@@ -8,9 +8,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from manifests.errors import VlmConvertError
+from manifests.io import MANIFEST_NAME
 from manifests.model import Component as ComponentRecord
 from manifests.model import Manifest
 from manifests.verify import Check, failed, passed, skipped, verify_files, verify_manifest
+from passes.checkpoint import read_config
+from passes.export.ascend import DESCRIPTION_NAME
 from passes.split import Component
 from passes.validate.ascend import check_folder
 from vlmconvert.families import FAMILIES, family_module
@@ -30,8 +33,12 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Chec
         run: whether it is run at all, which takes the memory that using it takes; all else is read in small pieces.
 
     Raises:
-        BadInputError: if the folder holds no manifest.
+        BadInputError: if the folder holds no manifest, and is no Ascend folder that another tool has written.
     """
+    if not (folder / MANIFEST_NAME).is_file() and (folder / DESCRIPTION_NAME).is_file():
+        yield skipped("file", ".", "no manifest to compare with")
+        yield from _rules(folder, str(read_config(folder)["model_type"]).replace("_", "-"))
+        return
     manifest, checks = verify_manifest(folder)
     yield from checks
     if manifest is None:
@@ -43,12 +50,7 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Chec
             damaged.add(check.place)
         yield check
     if manifest.target == "ascend":
-        if damaged:
-            yield skipped("rules", ".", "not with damaged files")
-        elif manifest.family not in FAMILIES:
-            yield failed("rules", ".", f"no rules are known for a {manifest.family} model")
-        else:
-            yield from check_folder(folder, family_module(manifest.family).ASCEND)
+        yield from _rules(folder, manifest.family)
     else:
         yield from _graphs(folder, manifest, damaged)
     if not run:
@@ -57,6 +59,14 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Chec
         yield skipped("run", ".", "not with damaged files")
     else:
         yield _run(folder, device)
+
+
+def _rules(folder: Path, family: str) -> Iterator[Check]:
+    """Hold an Ascend folder against the rules of its runtimes."""
+    if family in FAMILIES:
+        yield from check_folder(folder, family_module(family).ASCEND)
+    else:
+        yield failed("rules", ".", f"no rules are known for a {family} model")
 
 
 def _graphs(folder: Path, manifest: Manifest, damaged: set[str]) -> Iterator[Check]:
@@ -107,15 +117,17 @@ def _blocks(record: ComponentRecord, component: Component, graph: Path, damaged:
 
 
 def _run(folder: Path, device: str) -> Check:
-    """Open the artifact in its runtime and ask it a few tokens of text."""
+    """Open the artifact in its runtime and ask it about an image, which every component but those for videos takes part in."""
     import numpy as np
+    from PIL import Image
 
+    from calibration.inputs import load_processor, prompt_inputs
     from vlmconvert.runtime import open_runner
 
     try:
         runner = open_runner(folder, device)
-        tokens = np.arange(4, dtype=np.int64)[None] % runner.config["text_config"]["vocab_size"]
-        logits = runner.prefill({"input_ids": tokens, "attention_mask": np.ones_like(tokens)})
+        inputs = prompt_inputs(load_processor(folder), [Image.new("RGB", (64, 64), "grey")], ["What is it?"])
+        logits = runner.prefill(inputs)
     except Exception as error:
         return failed("run", ".", " ".join(str(error).split()))
     if not np.isfinite(logits).all():

@@ -22,6 +22,8 @@ from passes.compress.w8a16 import to_float32, value_bits
 
 __all__ = ["Equalizer", "equalizers"]
 
+_LARGEST = {"BF16": float.fromhex("0x1.fep+127"), "F16": 65504.0, "F32": np.finfo(np.float32).max}
+
 
 @dataclass(frozen=True)
 class Equalizer:
@@ -30,11 +32,13 @@ class Equalizer:
     Attributes:
         up: the up projection's matrix, by its name in the files.
         down: the down projection's.
+        up_bias: the up projection's bias, if it has one.
     """
 
     checkpoint: Checkpoint
     up: str
     down: str
+    up_bias: str | None = None
 
     @cached_property
     def factors(self) -> np.ndarray:
@@ -44,8 +48,16 @@ class Equalizer:
         factors = np.ones(len(rows), np.float32)
         usable = np.isfinite(rows) & np.isfinite(columns) & (rows > 0) & (columns > 0)
         if usable.any():
-            exponents = np.log2(rows[usable] / columns[usable]) / 2
-            factors[usable] = np.exp2(np.rint(exponents - np.median(exponents)))
+            exponents = (np.log2(rows[usable]) - np.log2(columns[usable])) / 2
+            with np.errstate(over="ignore", under="ignore"):
+                factors[usable] = np.exp2(np.rint(exponents - np.median(exponents)))
+        # A channel whose weights or bias would become infinite stays as it is.
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            fits = np.isfinite(rows / factors) & np.isfinite(columns * factors)
+            if self.up_bias is not None:
+                largest = _LARGEST[self.checkpoint.tensors[self.up_bias].dtype]
+                fits &= np.abs(self.checkpoint.read(self.up_bias)) / factors <= largest
+        factors[~fits] = 1
         return factors
 
     def of(self, name: str) -> dict[str, np.ndarray]:
@@ -70,7 +82,8 @@ def equalizers(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, 
     """In-memory name of each tensor that changes -> the equalizer of its MLP."""
     found: dict[str, Equalizer] = {}
     for up, down in architecture.gated:
-        equalizer = Equalizer(checkpoint, *(architecture.source(f"{name}.weight") for name in (up, down)))
-        names = (f"{up}.weight", f"{down}.weight", f"{up}.bias")
-        found |= {name: equalizer for name in names if name in architecture.names}
+        bias = [name for name in (f"{up}.bias",) if name in architecture.names]
+        sources = [architecture.source(name) for name in (f"{up}.weight", f"{down}.weight", *bias)]
+        equalizer = Equalizer(checkpoint, *sources)
+        found |= dict.fromkeys((f"{up}.weight", f"{down}.weight", *bias), equalizer)
     return found

@@ -45,6 +45,8 @@ _ROPE_KEYS = {
     "mrope_section",
     "mrope_interleaved",
 }
+# Where the layers are that runtimes compute from codes.
+_QUANTIZED_PREFIX = "language_model.model.layers."
 # Of weight files and their index; what follows is the type.
 _WEIGHTS_PREFIX = "quant_model_weight"
 _ROPE_TYPES = {"dynamic", "yarn", "llama3"}
@@ -74,7 +76,7 @@ class Folder:
     @property
     def kinds(self) -> dict[str, str]:
         """Type of each described tensor."""
-        return {name: kind for name, kind in self.description.items() if name not in _SETTINGS}
+        return {name: str(kind) for name, kind in self.description.items() if name not in _SETTINGS}
 
     @property
     def quantized(self) -> list[str]:
@@ -123,7 +125,11 @@ def check_folder(folder: Path, family: AscendFamily) -> Iterator[Check]:
             detail = f"scales for groups of {group_size} input channels: only msmodelslim's own reader opens them"
             yield skipped(title, DESCRIPTION_NAME, detail)
             continue
-        findings = [failed(title, place, detail) for place, detail in rule.check(opened)]
+        try:
+            findings = [failed(title, place, detail) for place, detail in rule.check(opened)]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            # Of config.json the rules know the keys, and not what else may stand there.
+            findings = [failed(title, "config.json", f"cannot be held against the rule ({error})")]
         broken = broken or (bool(findings) and rule.check in {_described, _triples})
         yield from findings or [passed(title, folder.name)]
 
@@ -168,6 +174,9 @@ def _triples(folder: Folder) -> Iterator[Finding]:
         weights = folder.tensors.get(f"{layer}.weight")
         if weights is None:
             continue
+        if len(weights[0].shape) != 2:
+            yield f"{layer}.weight", f"shape {list(weights[0].shape)}, expected a matrix"
+            continue
         for part in (SCALE, OFFSET):
             name = f"{layer}.{part}"
             if name not in folder.tensors:
@@ -175,9 +184,18 @@ def _triples(folder: Folder) -> Iterator[Finding]:
             elif folder.kinds.get(name) != W8A16:
                 yield name, f"described as {folder.kinds.get(name)}, expected {W8A16} as its weight"
             else:
-                shape, rows = folder.tensors[name][0].shape, weights[0].shape[0]
-                if len(shape) != 2 or shape[0] != rows or weights[0].shape[1] % max(shape[-1], 1):
-                    yield name, f"shape {list(shape)}, expected [{rows}, groups]"
+                info, rows = folder.tensors[name][0], weights[0].shape[0]
+                if len(info.shape) != 2 or info.shape[0] != rows or weights[0].shape[1] % max(info.shape[-1], 1):
+                    yield name, f"shape {list(info.shape)}, expected [{rows}, groups]"
+                elif info.dtype not in FLOAT_DTYPES:
+                    yield name, f"stored as {info.dtype}, expected {', '.join(FLOAT_DTYPES)}"
+
+
+def _language_layers_alone(folder: Folder) -> Iterator[Finding]:
+    """Runtimes compute embeddings, head, vision tower and projector from float weights."""
+    for layer in folder.quantized:
+        if not layer.startswith(_QUANTIZED_PREFIX):
+            yield f"{layer}.weight", f"described as {W8A16}, and only layers of {_QUANTIZED_PREFIX}* may be"
 
 
 def _offsets_zero(folder: Folder) -> Iterator[Finding]:
@@ -324,16 +342,22 @@ def _processor_files(folder: Folder) -> Iterator[Finding]:
     ):
         if not any((folder.path / name).is_file() for name in alternatives):
             yield " or ".join(alternatives), "missing"
-    path = folder.path / "tokenizer_config.json"
-    try:
-        tokenizer = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        yield path.name, f"cannot be read ({error})"
-        return
+    contents = {}
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        path = folder.path / name
+        try:
+            contents[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            yield name, f"cannot be read ({error})"
+            contents[name] = {}
+    tokenizer, processor = contents.values()
+    for key in ("image_processor", "video_processor"):
+        if key in processor:
+            yield f"processor_config.json, {key}", "transformers 4 refuses it there"
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
-        yield f"{path.name}, tokenizer_class", "is TokenizersBackend, which transformers 4 does not know"
+        yield "tokenizer_config.json, tokenizer_class", "is TokenizersBackend, which transformers 4 does not know"
     if isinstance(tokenizer.get("extra_special_tokens"), list):
-        yield f"{path.name}, extra_special_tokens", "is a list, which transformers 4 cannot read"
+        yield "tokenizer_config.json, extra_special_tokens", "is a list, which transformers 4 cannot read"
 
 
 def _permissions(folder: Folder) -> Iterator[Finding]:
@@ -347,6 +371,7 @@ RULES = (
     Rule("every tensor described", "format", _described),
     Rule("types", "format", _types),
     Rule("scale and offset", "format", _triples),
+    Rule("language model's layers alone", "mindie and vllm-ascend", _language_layers_alone),
     Rule("offsets zero", "format", _offsets_zero),
     Rule("scales positive", "format", _scales_positive),
     Rule("no duplicate key", "mindie", _duplicates),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,6 +24,9 @@ __all__ = ["Clip", "open_clip_model", "referee"]
 
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# The model of MindIE's protocol, whose weights come without a config.
+_MINDIE_CLIP = "ViT-H-14"
+_TOKENIZERS = ("tokenizer.json", "vocab.json")
 _DIGITS = 6
 
 
@@ -54,7 +57,8 @@ def referee(
         step: called after each image.
 
     Raises:
-        BadInputError: if the models were asked differently or about other images, or an image is missing or has changed.
+        BadInputError: if the models were asked differently or about other images, an image is missing or has changed, or
+            CLIP gives no score.
     """
     if first.decoding != second.decoding:
         mine, other = first.decoding.model_dump(), second.decoding.model_dump()
@@ -75,6 +79,8 @@ def referee(
         if sha256_file(images / item.image) != item.sha256:
             raise BadInputError(f"{images / item.image} is not the image that was described: give the same folder")
         pair = clip.similarity(image, [item.text, texts[item.image].text])
+        if not np.isfinite(pair).all():
+            raise BadInputError(f"{clip.name} gives no finite score for {item.image}: fetch the CLIP model again")
         scores[item.image] = (round(float(pair[0]), _DIGITS), round(float(pair[1]), _DIGITS))
         step(item.image)
     table = np.array(list(scores.values()))
@@ -122,20 +128,38 @@ class _TransformersClip:
         from transformers import AutoProcessor, CLIPModel
         from transformers.utils import logging
 
+        if not any((folder / name).is_file() for name in _TOKENIZERS):
+            raise BadInputError(f"the CLIP model in {folder} lacks {' or '.join(_TOKENIZERS)}: fetch it again")
         logging.disable_progress_bar()
         self.name = folder.resolve().name
         try:
-            self._model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).float().eval()
+            loaded: Any = CLIPModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
             self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise BadInputError(f"the CLIP model in {folder} cannot be opened ({reason}): fetch it again") from error
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise _unusable(folder, error) from error
+        model, report = loaded
+        # transformers would draw them at random.
+        if report["missing_keys"]:
+            raise BadInputError(
+                f"the CLIP model in {folder} lacks tensor {min(report['missing_keys'])}: fetch it again"
+            )
+        self._model = model.float().eval()
 
     def similarity(self, image: Image.Image, texts: Sequence[str]) -> np.ndarray:
         """See `Clip`."""
         import torch
 
-        inputs = self._processor(images=[image], text=list(texts), return_tensors="pt", padding=True, truncation=True)
+        inputs = self._processor(
+            images=[image],
+            text=list(texts),
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            # Older tokenizers do not say it.
+            max_length=self._model.config.text_config.max_position_embeddings,
+        )
         with torch.no_grad():
             outputs = self._model(**inputs)
         return _cosine(outputs.image_embeds.numpy(), outputs.text_embeds.numpy())
@@ -151,10 +175,17 @@ class _OpenClip:
                 "'vlmconvert[referee]', or give a CLIP model of transformers"
             ) from error
         self.name = folder.resolve().name
-        architecture = _architecture(folder)
-        self._model, _, self._prepare = open_clip.create_model_and_transforms(architecture, pretrained=str(weights))
+        described = (folder / _OPEN_CLIP_CONFIG).is_file()
+        architecture = f"local-dir:{folder}" if described else _MINDIE_CLIP
+        try:
+            self._model, self._prepare = open_clip.create_model_from_pretrained(
+                architecture, pretrained=None if described else str(weights)
+            )
+            self._tokenize = open_clip.get_tokenizer(architecture)
+        # What is in a file decides which library stumbles over it, and each has errors of its own.
+        except Exception as error:
+            raise _unusable(folder, error) from error
         self._model.eval()
-        self._tokenize = open_clip.get_tokenizer(architecture)
 
     def similarity(self, image: Image.Image, texts: Sequence[str]) -> np.ndarray:
         """See `Clip`."""
@@ -166,18 +197,9 @@ class _OpenClip:
         return _cosine(seen.float().numpy(), said.float().numpy())
 
 
-def _architecture(folder: Path) -> str:
-    """The name by which open_clip knows a model; MindIE's protocol has the default, whose weights come without a config."""
-    config = folder / _OPEN_CLIP_CONFIG
-    if not config.is_file():
-        return "ViT-H-14"
-    import open_clip
-
-    wanted = json.loads(config.read_text(encoding="utf-8")).get("model_cfg")
-    for name in open_clip.list_models():
-        if open_clip.get_model_config(name) == wanted:
-            return str(name)
-    raise BadInputError(f"open_clip knows no model with the settings in {config}: use a newer open_clip")
+def _unusable(folder: Path, error: Exception) -> BadInputError:
+    reason = " ".join(str(error).split())[:300]
+    return BadInputError(f"the CLIP model in {folder} cannot be opened ({reason}): fetch it again")
 
 
 def _cosine(image: np.ndarray, texts: np.ndarray) -> np.ndarray:

@@ -19,8 +19,9 @@ from pathlib import Path
 import click
 
 from manifests.io import read_manifest
+from tests.packages import install
 
-__all__ = ["BEFORE", "graphs_by_release", "install", "run_graph"]
+__all__ = ["BEFORE", "graphs_by_release", "install_onnxruntime", "run_graph"]
 
 # What is tried below each release; none is older than 1.15 for this Python.
 BEFORE = {"1.15": None, "1.17": "1.16", "1.22": "1.21"}
@@ -52,14 +53,13 @@ def graphs_by_release(artifacts: Iterable[Path]) -> dict[str, list[Path]]:
     return graphs
 
 
-def install(release: str, folder: Path) -> None:
+def install_onnxruntime(release: str, folder: Path) -> None:
     """Install a release of ONNX Runtime into a folder, with nothing but a numpy of its time, which is all that it imports.
 
     Raises:
-        subprocess.CalledProcessError: if there is none for this Python, or packages cannot be reached.
+        subprocess.CalledProcessError: see `install`.
     """
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(folder)]
-    subprocess.run([*command, f"onnxruntime=={release}.*", "numpy<2"], check=True, capture_output=True)
+    install(folder, f"onnxruntime=={release}.*", "numpy<2")
 
 
 def run_graph(graph: Path, release: str, folder: Path) -> str:
@@ -78,7 +78,7 @@ def main(artifacts: tuple[Path, ...]) -> None:
     for oldest, graphs in graphs_by_release(artifacts).items():
         for release in filter(None, (oldest, BEFORE[oldest])):
             with tempfile.TemporaryDirectory() as folder:
-                install(release, Path(folder))
+                install_onnxruntime(release, Path(folder))
                 for graph in graphs:
                     error = run_graph(graph, release, Path(folder))
                     click.echo(f"{release}  {graph.parent.name}/{graph.name}: {error[:120] or 'runs'}")

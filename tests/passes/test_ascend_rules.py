@@ -120,6 +120,23 @@ def undescribe(content, layer=LAYER):
         del content[f"{layer}.weight_{part}"]
 
 
+def quantized(*layers):
+    """Float linears described and stored as quantized ones."""
+
+    def store(content):
+        for layer in layers:
+            rows = len(content[f"{layer}.weight"])
+            content[f"{layer}.weight"] = content[f"{layer}.weight"].to(torch.int8)
+            content[f"{layer}.weight_scale"] = torch.ones(rows, 1)
+            content[f"{layer}.weight_offset"] = torch.zeros(rows, 1)
+
+    def tell(content):
+        for layer in layers:
+            content |= {f"{layer}.{part}": "W8A16" for part in ("weight", "weight_scale", "weight_offset")}
+
+    return both(tensors(store), describe(tell))
+
+
 def renamed(content):
     for name in list(content):
         if name.startswith("vision_tower."):
@@ -133,6 +150,9 @@ BROKEN = {
     "format: scale and offset": both(
         tensors(lambda content: content.pop(f"{LAYER}.weight_offset")),
         describe(lambda content: content.pop(f"{LAYER}.weight_offset")),
+    ),
+    "mindie and vllm-ascend: language model's layers alone": quantized(
+        "multi_modal_projector.linear_1", "language_model.lm_head"
     ),
     "format: offsets zero": tensors(lambda content: content[f"{LAYER}.weight_offset"][3].fill_(1)),
     "format: scales positive": tensors(lambda content: content[f"{LAYER}.weight_scale"][3].fill_(0)),
@@ -222,8 +242,28 @@ ATTENTION = "language_model.model.layers.0.self_attn.q_proj"
             ),
         ),
         (
+            "mindie: processor files",
+            lambda folder: edit(folder, "processor_config.json", lambda content: content.update(image_processor={})),
+        ),
+        (
             "mindie: no stray file",
             lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}'),
+        ),
+        (
+            "format: scale and offset",
+            tensors(
+                lambda content: content.update(
+                    {f"{LAYER}.weight_offset": content[f"{LAYER}.weight_offset"].to(torch.int8)}
+                )
+            ),
+        ),
+        (
+            "format: scale and offset",
+            tensors(lambda content: content.update({f"{LAYER}.weight": content[f"{LAYER}.weight"].reshape(-1)})),
+        ),
+        (
+            "mindie and vllm-ascend: language model's layers alone",
+            quantized(*(f"vision_tower.vision_model.encoder.layers.0.self_attn.{part}_proj" for part in "qkv")),
         ),
     ],
 )
@@ -231,6 +271,21 @@ def test_another_way_to_break_a_rule(artifacts, tmp_path, rule, change):
     folder = shutil.copytree(artifacts["llava"], tmp_path / "broken")
     change(folder)
     assert {check.check for check in checked(folder) if check.outcome == "failed"} == {rule}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        configure(lambda content: content["text_config"].update(num_hidden_layers="2")),
+        configure(lambda content: content.update(text_config=[1])),
+        configure(lambda content: content["text_config"].update(rope_parameters=[1])),
+        describe(lambda content: content.update(optional={})),
+    ],
+)
+def test_what_no_rule_expects_is_a_finding(artifacts, tmp_path, change):
+    folder = shutil.copytree(artifacts["llava"], tmp_path / "broken")
+    change(folder)
+    assert [check for check in checked(folder) if check.outcome == "failed"]
 
 
 def test_a_key_that_stands_in_two_files_is_named_with_both(artifacts, tmp_path):

@@ -93,6 +93,16 @@ BROKEN = {
         ),
         r"already quantized \(awq\)",
     ),
+    "quantized by a name": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "mllama", "quantization_config": "fp8"}'),
+        r"already quantized \(fp8\)",
+    ),
+    "quantized text model": (
+        lambda folder: (folder / "config.json").write_text(
+            '{"model_type": "mllama", "text_config": {"quantization_config": {"quant_method": "gptq"}}}'
+        ),
+        r"already quantized \(gptq\)",
+    ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "holds neither model.safetensors"),
     "pickle": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -103,6 +105,39 @@ def test_a_bias_that_is_not_finite_is_refused(tmp_path):
     rewrite(source, change)
     with pytest.raises(BadInputError, match=f"tensor {name} holds NaN or infinity"):
         convert(source, tmp_path / "out", options=CompressW8A16Pass(outlier_suppression="equalize"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_nothing_becomes_infinite(tmp_path, dtype):
+    """A channel whose bias or weights its factor would carry beyond the dtype keeps them."""
+    source = write_checkpoint(tmp_path / "in", dtype=dtype, text_options=BIASED)
+    prefix = "language_model.model.layers.1.mlp."
+    largest = torch.finfo(dtype).max
+
+    def change(tensors):
+        tensors[prefix + "up_proj.weight"][3] *= 2**-12
+        tensors[prefix + "down_proj.weight"][:, 3] *= 2**4
+        tensors[prefix + "up_proj.bias"][3] = largest / 8
+        tensors[prefix + "up_proj.weight"][8] *= 16
+        tensors[prefix + "down_proj.weight"][:, 8] /= 16
+        if dtype != torch.float16:
+            tensors[prefix + "up_proj.weight"][4] = largest / 4
+            tensors[prefix + "down_proj.weight"][:, 4] = torch.finfo(dtype).tiny
+            tensors[prefix + "up_proj.weight"][5] = torch.finfo(dtype).tiny
+            tensors[prefix + "down_proj.weight"][:, 5] = largest / 4
+        return tensors
+
+    rewrite(source, change)
+    checkpoint, architecture = opened(source)
+    factors = equalizers(checkpoint, architecture)["model.language_model.layers.1.mlp.up_proj.weight"].factors
+    assert factors[3] == 1
+    assert factors[8] > 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(source, tmp_path / "out", options=CompressW8A16Pass(outlier_suppression="equalize"))
+    artifact = open_w8a16(tmp_path / "out")
+    for name in artifact.tensors:
+        assert np.isfinite(artifact.read(name)).all(), name
 
 
 def test_the_error_falls(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,7 @@ from passes.export.ascend import artifact_config, plan_weights, write_config
 from passes.quantized import open_w8a16
 from tests.checkpoints import CLASSES, ascend_family, write_checkpoint
 from tests.msmodelslim_reader import logits_by_reader
+from tests.passes.test_architecture import rewrite
 from vlmconvert.pipeline import Helper
 
 FAMILIES = [*CLASSES, "mllama"]
@@ -55,10 +58,22 @@ def both_engines(source, work, run, group_size=0):
 
 @pytest.mark.parametrize(
     ("family", "tied", "group_size"),
-    [("llava", False, 0), ("llava", True, 32), ("llava-next", True, 0), ("llava-next-video", False, 32)],
+    [
+        ("llava", False, 0),
+        ("llava", True, 32),
+        ("llava-next", True, 0),
+        ("llava-next-video", False, 32),
+        ("mllama", False, 0),
+    ],
 )
-def test_float32_every_code_and_scale_is_equal(tmp_path, run, family, tied, group_size):
-    source = write_checkpoint(tmp_path / "in", family, dtype=torch.float32, tied=tied)
+def test_float32_every_code_and_scale_is_equal(tmp_path, demo, run, family, tied, group_size):
+    if family == "mllama":
+        source = shutil.copytree(demo, tmp_path / "in")
+        rewrite(source, lambda tensors: {name: value.float() for name, value in tensors.items()})
+        config = (source / "config.json").read_text()
+        (source / "config.json").write_text(config.replace('"bfloat16"', '"float32"'))
+    else:
+        source = write_checkpoint(tmp_path / "in", family, dtype=torch.float32, tied=tied)
     *_, theirs, ours = both_engines(source, tmp_path, run, group_size)
     assert theirs.keys() == ours.keys()
     for name in theirs:
@@ -67,8 +82,6 @@ def test_float32_every_code_and_scale_is_equal(tmp_path, run, family, tied, grou
 
 
 def test_a_row_of_zeros_is_equal_too(tmp_path, run):
-    from tests.passes.test_architecture import rewrite
-
     source = write_checkpoint(tmp_path / "in", dtype=torch.float32)
     name = "language_model.model.layers.0.mlp.up_proj.weight"
 
@@ -140,8 +153,6 @@ def test_an_unknown_group_size_is_refused():
 
 
 def test_nonfinite_weights_are_refused(tmp_path, run):
-    from tests.passes.test_architecture import rewrite
-
     source = write_checkpoint(tmp_path / "in")
     name = "language_model.model.layers.0.mlp.up_proj.weight"
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -153,6 +157,103 @@ def test_scores_are_clips_own(images, clip):
     assert abs(found[0] - found[1]) > 1e-4
 
 
+def edit(folder, name, change):
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+def without(*names):
+    def change(folder):
+        tensors = load_file(folder / "model.safetensors")
+        save_file(
+            {key: value for key, value in tensors.items() if not key.startswith(names)}, folder / "model.safetensors"
+        )
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("text_projection", "text_model"), "lacks tensor text_model.embeddings"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "lacks tokenizer.json or vocab.json"),
+        (
+            lambda folder: edit(folder, "config.json", lambda content: content.update(projection_dim=9)),
+            "cannot be opened",
+        ),
+    ],
+)
+def test_a_broken_clip_is_refused(clip, tmp_path, change, message):
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    change(folder)
+    with pytest.raises(BadInputError, match=message):
+        open_clip_model(folder)
+
+
+def test_a_long_text_is_cut_whatever_the_tokenizer_says(clip, tmp_path):
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    edit(folder, "tokenizer_config.json", lambda content: content.pop("model_max_length"))
+    image, texts = Image.new("RGB", (16, 16)), ["more words than the model can read", "red"]
+    expected = open_clip_model(clip).similarity(image, texts)
+    np.testing.assert_array_equal(open_clip_model(folder).similarity(image, texts), expected)
+
+
+def test_a_score_that_is_not_finite_is_refused(images):
+    class Broken(Words):
+        def similarity(self, image, texts):
+            return super().similarity(image, texts) * np.nan
+
+    first = said(images, "float", 6)
+    with pytest.raises(BadInputError, match=r"words gives no finite score for 00-red\.png"):
+        referee(first, first, images, Broken())
+
+
+class OpenClip:
+    """A stand-in for open_clip's functions, which remembers what it was asked for."""
+
+    def __init__(self, fails=None):
+        self.asked, self._fails = [], fails
+
+    def create_model_from_pretrained(self, name, pretrained=None):
+        if self._fails:
+            raise self._fails
+        self.asked.append((name, pretrained))
+        encoder = SimpleNamespace(
+            eval=lambda: None,
+            encode_image=lambda pixels: pixels.mean(dim=(2, 3)),
+            encode_text=lambda tokens: torch.eye(3)[tokens],
+        )
+        return encoder, lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+    def get_tokenizer(self, name):
+        self.asked.append(name)
+        return lambda texts: torch.tensor([WORDS.index(text) for text in texts])
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_a_model_of_open_clip(images, tmp_path, monkeypatch, described):
+    library = OpenClip()
+    monkeypatch.setitem(sys.modules, "open_clip", library)
+    (tmp_path / "open_clip_model.safetensors").touch()
+    if described:
+        (tmp_path / "open_clip_config.json").write_text("{}")
+    found = open_clip_model(tmp_path).similarity(Image.open(images / "01-green.png"), ["red", "green"])
+    np.testing.assert_array_equal(found, [0, 1])
+    # With settings beside the weights, the image's preparation is theirs too; without, it is the model of MindIE's protocol.
+    name, weights = (
+        (f"local-dir:{tmp_path}", None) if described else ("ViT-H-14", str(tmp_path / "open_clip_model.safetensors"))
+    )
+    assert library.asked == [(name, weights), name]
+
+
+def test_a_damaged_model_of_open_clip_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", OpenClip(RuntimeError("invalid\nheader")))
+    (tmp_path / "open_clip_pytorch_model.bin").touch()
+    with pytest.raises(BadInputError, match=r"cannot be opened \(invalid header\)"):
+        open_clip_model(tmp_path)
+
+
 def test_the_command(images, clip, tmp_path):
     for name, right in (("float", 12), ("artifact", 3)):
         write_descriptions(said(images, name, right), tmp_path / f"{name}.json")
@@ -189,14 +290,15 @@ def test_models_of_one_name_are_told_apart_by_their_files(images, clip, tmp_path
         ({"config.json": '{"model_type": "llava"}'}, "holds no CLIP model"),
         ({"config.json": "{"}, "cannot be read"),
         ({"config.json": '{"model_type": "clip"}'}, "holds no CLIP model"),
-        ({"config.json": '{"model_type": "clip"}', "model.safetensors": ""}, "cannot be opened"),
+        (
+            {"config.json": '{"model_type": "clip"}', "model.safetensors": "", "tokenizer.json": "{}"},
+            "cannot be opened",
+        ),
         ({"config.json": '{"model_type": "clip"}', "open_clip_pytorch_model.bin": ""}, "is a model of open_clip"),
         ({"open_clip_model.safetensors": ""}, r"is a model of open_clip.*vlmconvert\[referee\]"),
     ],
 )
 def test_a_folder_without_clip_is_refused(tmp_path, monkeypatch, files, message):
-    import sys
-
     monkeypatch.setitem(sys.modules, "open_clip", None)
     for name, content in files.items():
         (tmp_path / name).write_text(content)
@@ -214,6 +316,11 @@ def test_files_of_answers_alone_are_refused(tmp_path):
         read_descriptions(path)
     path.write_text('{"model": "a", "decoding": {"prompt": "b", "max_new_tokens": 1}, "descriptions": []}')
     with pytest.raises(BadInputError, match="descriptions: List should have at least 1 item"):
+        read_descriptions(path)
+    once = {"image": "a.png", "sha256": "0" * 64, "text": "a"}
+    twice = {"model": "a", "decoding": {"prompt": "b", "max_new_tokens": 1}, "descriptions": [once, once]}
+    path.write_text(json.dumps(twice))
+    with pytest.raises(BadInputError, match=r"a\.png is described 2 times"):
         read_descriptions(path)
     path.write_text("{")
     with pytest.raises(BadInputError, match="cannot be read"):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from calibration.inputs import load_processor, prompt_inputs
 from calibration.sources import load_samples
@@ -17,6 +21,7 @@ from passes.checkpoint import open_checkpoint
 from passes.compress.w8a16 import CompressW8A16Pass
 from passes.validate.ascend import check_folder
 from tests.checkpoints import CLASSES, ascend_family, write_checkpoint
+from tests.packages import install
 from tests.passes.test_architecture import rewrite
 from vlmconvert.artifact import processor_files
 from vlmconvert.ascend import AscendOptions, inspect, plan_ascend, write_ascend
@@ -33,6 +38,25 @@ SIDECARS = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
+
+
+# Opens folders with AutoProcessor and asks about an image as chat templates do.
+TRANSFORMERS_4 = """
+import json, sys
+import transformers
+from PIL import Image
+
+assert transformers.__version__ == "4.49.0"
+for folder in sys.argv[1:]:
+    processor = transformers.AutoProcessor.from_pretrained(folder)
+    assert transformers.AutoConfig.from_pretrained(folder).quantize == "w8a16"
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    text = processor.apply_chat_template([turn], add_generation_prompt=True)
+    # The tokenizer writes the first token.
+    text = text.removeprefix(processor.tokenizer.bos_token or "")
+    inputs = processor(images=[Image.new("RGB", (56, 40), "red")], text=text, return_tensors="pt")
+    print(json.dumps({"input_ids": inputs["input_ids"].tolist(), "mean": float(inputs["pixel_values"].mean())}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +97,7 @@ def test_every_sidecar_is_there_and_processes_as_before(tmp_path, demo, run, fam
     written = {path.name: path.read_bytes() for path in processor_files(tmp_path / "out")}
     assert written.keys() >= SIDECARS
     for path in processor_files(source):
-        if path.name != "tokenizer_config.json":
+        if path.name not in {"tokenizer_config.json", "processor_config.json"}:
             assert written[path.name] == path.read_bytes(), path.name
     assert json.loads(written["tokenizer_config.json"])["tokenizer_class"] == "PreTrainedTokenizerFast"
     # transformers 4 looks for the image processor here, and MindIE reads with it.
@@ -89,11 +113,44 @@ def test_every_sidecar_is_there_and_processes_as_before(tmp_path, demo, run, fam
         np.testing.assert_array_equal(before[name], after[name])
 
 
-def test_a_processor_file_of_its_own_stays(tmp_path, run):
+@pytest.mark.parametrize("nested", [False, True])
+def test_of_two_image_processors_the_nested_one_counts(tmp_path, run, nested):
+    """As in transformers 5, by which the checkpoint is judged."""
     source = write_checkpoint(tmp_path / "in")
+    path = source / "processor_config.json"
+    processor = json.loads(path.read_text())
+    if not nested:
+        del processor["image_processor"]
+        path.write_text(json.dumps(processor))
     (source / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor", "own": 1}')
     convert(source, tmp_path / "out", run)
-    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["own"] == 1
+    found = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert ("own" in found) is not nested
+    assert "image_processor" not in json.loads((tmp_path / "out" / "processor_config.json").read_text())
+
+
+def test_transformers_4_opens_every_familys_folder(tmp_path, demo, run):
+    """The version of MindIE's time, in a process of its own."""
+    packages = tmp_path / "packages"
+    try:
+        install(packages, "transformers==4.49.0", "tokenizers==0.21.*", "huggingface-hub==0.36.*")
+    except subprocess.CalledProcessError:
+        pytest.skip("needs transformers 4.49 from a package index")
+    for family in ("mllama", *CLASSES):
+        source = demo if family == "mllama" else write_checkpoint(tmp_path / f"{family}-in", family)
+        convert(source, tmp_path / family, run)
+    command = [sys.executable, "-c", TRANSFORMERS_4, *(tmp_path / family for family in ("mllama", *CLASSES))]
+    environment = os.environ | {"PYTHONPATH": str(packages), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    image = Image.new("RGB", (56, 40), "red")
+    for family, opened in zip(("mllama", *CLASSES), found, strict=True):
+        processor = load_processor(tmp_path / family)
+        inputs = prompt_inputs(processor, [image], ["What is it?"])
+        assert opened["input_ids"] == inputs["input_ids"].tolist(), family
+        # Pillow is in both, and so are the same roundings.
+        np.testing.assert_allclose(opened["mean"], inputs["pixel_values"].mean(), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_nonfinite_weights_leave_nothing_behind(tmp_path):
         return tensors
 
     rewrite(source, change)
-    result = vlmconvert("llava", source, *ASCEND, "--no-validate", "-o", tmp_path / "out")
+    result = vlmconvert("llava", source, *ASCEND, "--no-validate", "-o", tmp_path / "new" / "folders" / "out")
     assert result.exit_code == 2
     assert f"tensor {name} holds NaN or infinity" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -230,11 +230,28 @@ def test_verify_names_a_broken_rule_and_a_flipped_bit(artifacts, tmp_path):
     content[-100] ^= 1
     weights.write_bytes(content)
     checks = {check.check: check for check in verify(folder) if check.outcome != "passed"}
-    assert {name: check.outcome for name, check in checks.items()} == {
-        "file": "failed",
-        "rules": "skipped",
-        "run": "skipped",
-    }
+    assert {name: check.outcome for name, check in checks.items()} == {"file": "failed", "run": "skipped"}
+
+
+def test_verify_names_the_rule_that_a_changed_file_breaks(artifacts, tmp_path):
+    folder = shutil.copytree(artifacts("llava"), tmp_path / "artifact")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "quantize"}))
+    found = {check.check: check.place for check in verify(folder, run=False) if check.outcome == "failed"}
+    assert found == {"file": "config.json", "mindie: config keys": "config.json, quantize"}
+
+
+def test_verify_holds_a_folder_of_another_tool_against_the_rules(artifacts, tmp_path):
+    folder = shutil.copytree(artifacts("llava"), tmp_path / "artifact")
+    for name in ("manifest.json", "manifest.json.sha256"):
+        (folder / name).unlink()
+    result = vlmconvert("verify", folder)
+    assert result.exit_code == 0, result.output
+    assert "no manifest to compare with" in result.output
+    (folder / "preprocessor_config.json").unlink()
+    result = vlmconvert("verify", folder)
+    assert result.exit_code == 1
+    assert "mindie: processor files" in result.output
 
 
 def test_verify_has_no_rules_for_an_unknown_family(artifacts, tmp_path):

@@ -164,6 +164,15 @@ def test_a_different_result_is_not_overwritten_without_force(store, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_file_is_not_replaced_by_a_folder(store, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    for options in ((), ("--force",)):
+        result = vlmconvert("mllama", *FLOAT, *options, "-o", tmp_path / "out", "--store", store)
+        assert result.exit_code == 2
+        assert "exists and is a file" in result.output
+    assert (tmp_path / "out").read_text() == "mine"
+
+
 def test_a_foreign_folder_is_not_overwritten(store, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -12,6 +13,7 @@ from manifests.files import sha256_file
 from tests.conftest import vlmconvert
 from tests.passes.test_ascend import convert
 from vlmconvert.artifact import processor_files
+from vlmconvert.describe import described, list_images, open_describer
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,22 @@ def test_checkpoint_and_artifact_are_asked_alike(demo, artifact, images, tmp_pat
     assert all(len(item.text.split()) >= 3 for item in first.descriptions)
     assert [item.text for item in first.descriptions] == [item.text for item in second.descriptions]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mllama.json", "w8a16.json"]
+
+
+def test_a_model_under_the_name_of_another_begins_again(artifact, images, tmp_path):
+    folder = shutil.copytree(artifact, tmp_path / "w8a16")
+    first = open_describer(folder)
+    weights = next(folder.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes())
+    second = open_describer(folder)
+    assert first.name == second.name
+    partial = tmp_path / "out.partial"
+    decoding = Decoding(prompt="What?", max_new_tokens=2)
+    asked = []
+    for describer in (first, first, second):
+        describer.describe = lambda paths, _decoding: asked.append(len(paths)) or ["a"] * len(paths)
+        described(describer, list_images(images), decoding, partial, batch=3)
+    assert asked == [3, 3]
 
 
 def test_answers_of_mindie(artifact, images, tmp_path):

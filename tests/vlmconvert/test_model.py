@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from transformers import MllamaForConditionalGeneration, TextStreamer
 
 import vlmconvert
-from calibration.inputs import chat_text, load_processor
+from calibration.inputs import chat_text, load_processor, prompt_inputs
 from calibration.scenes import Split, draw_scene
 from manifests.errors import BadInputError
 from vlmconvert.chat import Chat
@@ -120,6 +122,29 @@ def test_forward_gives_logits(model, checkpoint, processor):
     with torch.no_grad():
         expected = checkpoint(**inputs).logits[:, -1:]
     torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-3, rtol=0)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=0.1, rtol=0)
+
+
+def test_the_processor_is_loaded_as_the_checkpoints(folder, processor):
+    image = draw_scene(Split.TEST, 0).image
+    found, expected = (
+        prompt_inputs(loaded, [image], ["What is it?"])
+        for loaded in (vlmconvert.load_processor(str(folder)), processor)
+    )
+    assert found.keys() == expected.keys()
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_padding_token_may_be_null(folder, processor, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "artifact")
+    settings = json.loads((copied / "generation_config.json").read_text())
+    (copied / "generation_config.json").write_text(json.dumps(settings | {"pad_token_id": None}))
+    inputs = {name: np.asarray(value) for name, value in prompts(processor, [0, 1]).items()}
+    found, expected = ([*Runner(path).generate(inputs, 8)] for path in (copied, folder))
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert len(found) == len(expected)
 
 
 def address(runner, component, name):

@@ -14,7 +14,7 @@ from calibration.inputs import chat_text, load_processor, process
 from calibration.scenes import Split, draw_scene
 from manifests.evaluation import read_evaluation
 from manifests.io import read_manifest
-from tests.benchmarks.oldest_onnxruntime import BEFORE, graphs_by_release, install, run_graph
+from tests.benchmarks.oldest_onnxruntime import BEFORE, graphs_by_release, install_onnxruntime, run_graph
 from tests.checkpoints import write_checkpoint
 from tests.conftest import vlmconvert
 from tests.garbage import copy, flip_bit
@@ -81,7 +81,7 @@ def test_the_oldest_onnxruntime_of_the_manifest_runs_it_and_the_one_before_does_
     for number in filter(None, (release, BEFORE[release])):
         folder = tmp_path / number
         try:
-            install(number, folder)
+            install_onnxruntime(number, folder)
         except subprocess.CalledProcessError:
             pytest.skip(f"needs onnxruntime {number} for this Python from a package index")
         for graph in graphs[release]:

@@ -87,6 +87,22 @@ def test_every_finding_is_listed(artifact, tmp_path):
     assert any(check["place"].startswith("vision_encoder, block ") for check in report["checks"])
 
 
+def test_a_vision_side_that_fails_is_found(artifact, monkeypatch):
+    from vlmconvert.families import mllama
+
+    inputs = mllama.inputs
+
+    def spoiled(processed, config):
+        values = inputs(processed, config)
+        if "pixel_values" in values:
+            values["pixel_values"] = values["pixel_values"][..., :-1]
+        return values
+
+    monkeypatch.setattr(mllama, "inputs", spoiled)
+    (check,) = (check for check in verify(artifact) if check.outcome == "failed")
+    assert check.check == "run"
+
+
 def test_json_alone_on_standard_output(build):
     result = vlmconvert("verify", build(*OPTIONS), "--json", "-", "--no-run")
     assert result.exit_code == 0
