@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import passes  # noqa: F401  keeps telemetry off before openvino is imported
 from manifests.errors import ConversionError
@@ -12,11 +13,13 @@ from passes.export.ir import number_names
 __all__ = ["GENAI_FILES", "write_genai_files"]
 
 _TOKENIZER, _DETOKENIZER = "openvino_tokenizer.xml", "openvino_detokenizer.xml"
-_SETTINGS = "preprocessor_config.json"
+_CONFIG, _PROCESSOR, _SETTINGS = "config.json", "processor_config.json", "preprocessor_config.json"
+_VIDEOS = "video_preprocessor_config.json"
 # What `write_genai_files` can write.
 GENAI_FILES = tuple(
     sorted(
         {
+            _PROCESSOR,
             _SETTINGS,
             *(
                 str(Path(name).with_suffix(suffix))
@@ -29,7 +32,7 @@ GENAI_FILES = tuple(
 
 
 def write_genai_files(folder: Path) -> None:
-    """Write the tokenizer and detokenizer graphs, and the image processor's settings where transformers' own file lacks.
+    """Write the tokenizer and detokenizer graphs, and the image processor's settings where GenAI cannot read the checkpoint's.
 
     Args:
         folder: with the checkpoint's processor files, to which these are added.
@@ -50,10 +53,49 @@ def write_genai_files(folder: Path) -> None:
     for name, model in zip((_TOKENIZER, _DETOKENIZER), models, strict=True):
         ov.save_model(model, folder / name, compress_to_fp16=False)
         number_names(folder / name)
-    settings = folder / _SETTINGS
-    if not settings.exists():
-        config = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
-        # GenAI knows one way to bring an image to its size: the shorter edge, then a crop.
-        if "shortest_edge" not in config["size"]:
-            config |= {"crop_size": config["size"], "size": {"shortest_edge": min(config["size"].values())}}
-        settings.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write_settings(folder)
+
+
+def _write_settings(folder: Path) -> None:
+    """Write the image processor's settings as GenAI reads them; transformers keeps reading what it read before.
+
+    Settings that GenAI reads already stay as they are.
+    """
+    nested, flat = _read(folder / _PROCESSOR), _read(folder / _SETTINGS)
+    if flat and _as_genai_reads(flat) == flat:
+        return
+    # transformers takes the settings in the processor's file first: what only the flat file says is put there.
+    own = nested.get("image_processor") or flat
+    added = {"image_processor": own}
+    takes_videos = not {"video_token_index", "video_token_id"}.isdisjoint(_read(folder / _CONFIG))
+    if flat and takes_videos and not (folder / _VIDEOS).exists():
+        added["video_processor"] = flat
+    if not added.keys() <= nested.keys():
+        _write(folder / _PROCESSOR, added | nested)
+    _write(folder / _SETTINGS, _as_genai_reads(own))
+
+
+def _as_genai_reads(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the one way that GenAI knows to bring an image to its size: the shorter edge, then a crop."""
+    size, crop = (_lengths(settings.get(name)) for name in ("size", "crop_size"))
+    if "height" in size and not (crop and settings.get("do_center_crop")):
+        crop = size
+    if not size or "height" not in crop:
+        return settings  # without a crop the image keeps its aspect ratio, which GenAI has no way to say
+    edge = size["shortest_edge"] if "shortest_edge" in size else min(size["height"], size["width"])
+    wanted = {"crop_size": {name: crop[name] for name in ("height", "width")}, "size": {"shortest_edge": edge}}
+    return settings | wanted
+
+
+def _lengths(size: Any) -> dict[str, int]:
+    """A size as a dict; older files give one number for both sides."""
+    return {"height": size, "width": size} if isinstance(size, int) else size or {}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

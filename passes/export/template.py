@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.activations import BlockInputs
-from manifests.errors import BadInputError
+from manifests.errors import BadInputError, VlmConvertError
 from passes.checkpoint import Checkpoint, TensorInfo
 from passes.split import Block, Component, Kind, TensorShapes
 
@@ -120,11 +122,12 @@ def prepare(folder: Path, tensor_names: list[str], describe: str, output: Path) 
         output: an existing empty folder, to become `Templates.folder`.
 
     Raises:
-        BadInputError: if transformers refuses the config.
+        BadInputError: if transformers refuses the config, or no model can be made by it.
     """
     config = load_config(folder)
     completed = config.to_dict()
-    components: tuple[Component, ...] = _load(describe)(completed)
+    with _config_to_blame("no components"):
+        components: tuple[Component, ...] = _load(describe)(completed)
     shapes: dict[str, dict[str, list[int]]] = {}
     for component in components:
         for kind in component.kinds.values():
@@ -132,6 +135,23 @@ def prepare(folder: Path, tensor_names: list[str], describe: str, output: Path) 
     names = in_memory_names(empty_model(config), tensor_names)
     for file, content in ((_CONFIG_FILE, completed), (_NAMES_FILE, names), (_SHAPES_FILE, shapes)):
         (output / file).write_text(json.dumps(content), encoding="utf-8")
+
+
+@contextmanager
+def _config_to_blame(what: str) -> Iterator[None]:
+    """Turn what goes wrong inside into a `BadInputError`: no weight is read there, so only the config makes a difference.
+
+    The original error stays its cause, which --debug shows.
+    """
+    try:
+        yield
+    except (VlmConvertError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInputError(
+            f"config.json describes {what} that can be made ({type(error).__name__}: {reason}): mend the config"
+        ) from error
 
 
 def _load(reference: str) -> Any:
@@ -159,11 +179,15 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The class that transformers has for a config, its weights on the meta device."""
+    """The class that transformers has for a config, its weights on the meta device.
+
+    Raises:
+        BadInputError: if transformers cannot make it.
+    """
     import torch
     from transformers import AutoModelForImageTextToText
 
-    with torch.device("meta"):
+    with _config_to_blame("no model"), torch.device("meta"):
         return AutoModelForImageTextToText.from_config(config)
 
 
@@ -190,11 +214,17 @@ def in_memory_names(model: PreTrainedModel, tensor_names: Iterable[str]) -> dict
 
 
 def _trace(kind: Kind, config: dict[str, Any], output: Path) -> dict[str, list[int]]:
-    """Trace one kind into `<kind>.xml/.bin`; returns its parameters' shapes."""
+    """Trace one kind into `<kind>.xml/.bin`; returns its parameters' shapes.
+
+    Raises:
+        BadInputError: if torch cannot make or trace it by this config.
+    """
     import openvino as ov
     import torch
 
-    module = _load(kind.module)(config, **kind.options).eval()
+    to_blame = partial(_config_to_blame, f"no {kind.name}")
+    with to_blame():
+        module = _load(kind.module)(config, **kind.options).eval()
     shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
     # A trace needs shapes, not values: on the meta device even the largest block takes no memory. It cannot trace
     # convolutions or buffers that hold values; there, one zero stands for the whole weight.
@@ -222,7 +252,8 @@ def _trace(kind: Kind, config: dict[str, Any], output: Path) -> dict[str, list[i
 
     arguments = (*weights, *examples)
     with torch.no_grad(), device:
-        traced = torch.jit.trace(Traced(), arguments, check_trace=False)
+        with to_blame():
+            traced = torch.jit.trace(Traced(), arguments, check_trace=False)
         model = ov.convert_model(traced, example_input=arguments)
     ports = list(shapes.items())
     ports += [(port.name, [-1 if isinstance(dim, str) else dim for dim in port.shape]) for port in kind.inputs]

@@ -12,7 +12,7 @@ from vlmconvert.families import FAMILIES, family_module
 from vlmconvert.runtime import Runner
 
 # Share of the logits' range by which any logit may differ.
-TOLERANCE = 1e-3
+TOLERANCE = 1e-5
 STEPS = 6
 
 CHECKPOINTS = {

@@ -1,5 +1,7 @@
 """OpenVINO GenAI opens the folders of the LLaVA line as they are, and answers as our runtime does."""
 
+import json
+
 import numpy as np
 import openvino as ov
 import openvino_genai
@@ -8,8 +10,9 @@ from PIL import Image
 
 from calibration.inputs import chat_text, load_processor, process
 from calibration.scenes import Split, draw_scene
-from tests.checkpoints import SIZE, write_checkpoint
+from tests.checkpoints import SIZE, as_transformers_4, write_checkpoint
 from tests.conftest import vlmconvert
+from vlmconvert.genai import _write_settings
 from vlmconvert.runtime import Runner
 
 TOKENS = 12
@@ -65,6 +68,91 @@ def test_the_same_answer_from_the_same_pixels(folder, backend, count):
     expected = ours(folder, text, images)
     assert theirs(folder, text, backend, images=[tensor(image) for image in images]) == expected
     assert count == 0 or ours(folder, text, [noise(7, NATIVE[folder.name])] * count) != expected
+
+
+SIGLIP = {
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "SiglipImageProcessor",
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "LlavaProcessor",
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"height": SIZE, "width": SIZE},
+}
+# Checkpoints of transformers 4: what `preprocessor_config.json` says, and whether there is a `processor_config.json` too.
+OLD_SETTINGS = {
+    "height and width": (SIGLIP, True),
+    "height and width, alone": (SIGLIP, False),
+    "one number": (
+        SIGLIP
+        | {"image_processor_type": "CLIPImageProcessor", "size": SIZE, "crop_size": SIZE, "do_center_crop": True},
+        True,
+    ),
+}
+
+
+def inputs_of(folder, image):
+    processor = load_processor(folder)
+    return process(processor, [chat_text(processor, (("What is it?", None),))], [[image]])
+
+
+@pytest.mark.parametrize(("settings", "beside"), OLD_SETTINGS.values(), ids=OLD_SETTINGS)
+def test_settings_that_genai_does_not_read_are_rewritten(settings, beside, tmp_path, store):
+    """As of llava-interleave, whose tower is a SigLIP; transformers makes of the artifact what it makes of the checkpoint."""
+    checkpoint, output = tmp_path / "checkpoint", tmp_path / "out"
+    write_checkpoint(
+        checkpoint, text="qwen2", vision="siglip", strategy="full", layer=-1, text_options={"tie_word_embeddings": True}
+    )
+    nested = checkpoint / "processor_config.json"
+    rest = {key: value for key, value in json.loads(nested.read_text()).items() if key != "image_processor"}
+    nested.write_text(json.dumps(rest)) if beside else nested.unlink()
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(settings))
+    before = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    result = vlmconvert(
+        "llava", checkpoint, "--llm", "fp32", "--vision", "fp32", "-o", output, "--store", store, "--no-validate"
+    )
+    assert result.exit_code == 0, result.output
+    assert {path.name: path.read_bytes() for path in checkpoint.iterdir()} == before
+    for size in ((SIZE, SIZE), (90, 45), (20, 61)):
+        ours_now, at_first = (inputs_of(place, noise(3, size)) for place in (output, checkpoint))
+        assert ours_now.keys() == at_first.keys()
+        for name, value in at_first.items():
+            np.testing.assert_array_equal(ours_now[name], value)
+    image = noise(1, (SIZE, SIZE))
+    text = chat_text(load_processor(output), (("What colour is the circle?", None),))
+    expected = ours(output, text, [image])
+    assert theirs(output, text, images=[tensor(image)]) == expected != ours(output, text, [noise(2, (SIZE, SIZE))])
+    assert vlmconvert("verify", output).exit_code == 0
+
+
+def test_settings_that_genai_reads_stay_as_they_are(tmp_path):
+    flat = {"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}, "do_center_crop": True}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(flat))
+    _write_settings(tmp_path)
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text()) == flat
+    assert not (tmp_path / "processor_config.json").exists()
+
+
+def test_frames_keep_the_settings_that_images_had(tmp_path):
+    """Older video checkpoints have one file for both."""
+    checkpoint = as_transformers_4(write_checkpoint(tmp_path / "checkpoint", "llava-next-video"))
+    path = checkpoint / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"size": {"height": SIZE, "width": SIZE}}))
+
+    def pixels():
+        processor = load_processor(checkpoint)
+        text = chat_text(processor, (("What happens?", None),), 1, 1)
+        return process(processor, [text], [[noise(1, (90, 45))]], [[[noise(seed, (60, 44)) for seed in range(2)]]])
+
+    before = pixels()
+    _write_settings(checkpoint)
+    assert json.loads(path.read_text())["size"] == {"shortest_edge": SIZE}
+    for name, value in pixels().items():
+        np.testing.assert_array_equal(value, before[name])
 
 
 @pytest.mark.parametrize("folder", ["llava-next-video"], indirect=True)

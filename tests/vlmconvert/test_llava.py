@@ -12,10 +12,11 @@ import vlmconvert as package
 from calibration.inputs import chat_text, load_processor, process
 from calibration.scenes import Split, draw_scene
 from manifests.bench import read_bench
-from manifests.errors import BadInputError
+from manifests.errors import BadInputError, ConversionError
 from manifests.evaluation import read_evaluation
 from manifests.io import read_manifest
-from tests.checkpoints import as_transformers_4, write_checkpoint
+from passes.export.template import _config_to_blame
+from tests.checkpoints import GRID, SIZE, as_transformers_4, write_checkpoint
 from tests.conftest import vlmconvert
 from tests.garbage import copy, flip_bit
 from tests.passes.test_architecture import rewrite
@@ -144,6 +145,84 @@ def test_what_cannot_be_converted_is_refused(options, message, tmp_path, store):
     assert result.exit_code == 2, result.output
     assert message in result.output
     assert not (tmp_path / "out").exists()
+
+
+def with_config(checkpoint, part, key, value):
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    (config[part] if part else config)[key] = value
+    path.write_text(json.dumps(config))
+    return checkpoint
+
+
+NO_MODEL = "config.json describes no {} that can be made (KeyError: 'nope')"
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "key", "value", "message"),
+    [
+        ("llava-next-video", None, "spatial_pool_mode", "median", "by median (spatial_pool_mode)"),
+        ("llava-next-video", None, "spatial_pool_stride", 0, "by 0 (spatial_pool_stride)"),
+        ("llava-next-video", None, "spatial_pool_stride", 5, "by 5 (spatial_pool_stride)"),
+        ("llava", None, "projector_hidden_act", "nope", NO_MODEL.format("select_and_project")),
+        ("llava", "text_config", "hidden_act", "nope", NO_MODEL.format("text_embeddings")),
+        ("llava", "vision_config", "hidden_act", "nope", NO_MODEL.format("vision_embeddings")),
+        ("llava", "text_config", "rope_parameters", {"rope_type": "nope", "rope_theta": 1e4}, "KeyError: 'nope'"),
+        ("llava", "vision_config", "patch_size", 0, "patches of 0 x 0 (image_size and patch_size of vision_config)"),
+        ("llava", "text_config", "num_key_value_heads", 3, "cannot share 3 heads of keys and values (num_key_value_heads"),
+        ("llava", "text_config", "num_key_value_heads", 0, "ZeroDivisionError"),
+        ("llava", "text_config", "num_hidden_layers", 0, "has no layers (num_hidden_layers"),
+        ("llava", "text_config", "vocab_size", -4, "config.json describes no text_embeddings that can be made"),
+    ],
+)  # fmt: skip
+def test_a_config_that_describes_no_model_is_refused(family, part, key, value, message, tmp_path):
+    checkpoint = with_config(write_checkpoint(tmp_path / "checkpoint", family), part, key, value)
+    assert_refused(family, checkpoint, message, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llava-next", "llava-next-video"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strategy": "full"}, "takes 17 features of a patch whose grid has 4 x 4 (vision_feature_select_strategy full): "
+         "set it to default"),
+        ({"vision": "siglip"}, "takes 15 features of a patch whose grid has 4 x 4 (vision_feature_select_strategy default): "
+         "set it to full"),
+        ({"pinpoints": []}, "(image_grid_pinpoints)"),
+        ({"pinpoints": [[SIZE]]}, "(image_grid_pinpoints)"),
+    ],
+    ids=["clip, full", "siglip, default", "no resolution", "half a resolution"],
+)  # fmt: skip
+def test_a_grid_that_transformers_cannot_pack_either_is_refused(family, options, message, tmp_path):
+    options = dict(options)
+    pinpoints = options.pop("pinpoints", GRID)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", family, **options)
+    with_config(checkpoint, None, "image_grid_pinpoints", pinpoints)
+    assert_refused(family, checkpoint, message, tmp_path)
+    peer = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    pixels, sizes = torch.zeros(1, 5, 3, SIZE, SIZE), torch.tensor([[2 * SIZE, 2 * SIZE]])
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        peer.get_image_features(pixels, sizes)
+
+
+def assert_refused(family, checkpoint, message, place):
+    """With one sentence and exit code 2, and no file is left."""
+    before = {path for path in place.rglob("*") if path.is_file()}
+    result = vlmconvert(family, checkpoint, "-o", place / "out", "--store", place / "store")
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert "config.json" in result.output
+    assert {path for path in place.rglob("*") if path.is_file()} == before
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("error", [ImportError("libfoo"), ConversionError("a sentence")])
+def test_what_the_config_is_not_to_blame_for_keeps_its_name(error):
+    with pytest.raises(type(error), match=str(error)), _config_to_blame("no model"):
+        raise error
+    with pytest.raises(BadInputError) as raised, _config_to_blame("no model"):
+        raise KeyError("nope")
+    assert isinstance(raised.value.__cause__, KeyError)
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnx"])

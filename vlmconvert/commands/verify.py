@@ -13,7 +13,7 @@ __all__ = ["verify"]
 @click.command(
     help="""Check a finished artifact against its manifest: every file's hash, the weights of every block, the graphs'
     inputs, outputs and state, and that it runs; for Ascend, instead of graphs, the rules by which MindIE and vllm-ascend load a
-    folder. Every finding is listed.
+    folder, also of one without a manifest that another tool has written. Every finding is listed.
 
     \b
     Examples:
@@ -30,7 +30,7 @@ __all__ = ["verify"]
     "run",
     default=True,
     show_default=True,
-    help="Run it on a few tokens; takes the memory of using it.",
+    help="Ask it about an image; takes the memory of using it.",
 )
 @click.option("--device", default="CPU", show_default=True, help="OpenVINO device to run it on.")
 def verify(folder: Path, json_file: str | None, run: bool, device: str) -> None:

@@ -200,6 +200,16 @@ def check_text_model(config: dict[str, Any]) -> None:
             f"the text model's rotary positions change with the length of the prompt (rope_type {rope_type}), which a graph "
             "cannot: use a checkpoint with another rope_type"
         )
+    if text["num_hidden_layers"] < 1:
+        raise BadInputError(
+            "the text model has no layers (num_hidden_layers of text_config in config.json): mend the config"
+        )
+    heads, shared = text["num_attention_heads"], _key_value_heads(text)
+    if not 0 < shared <= heads or heads % shared:
+        raise BadInputError(
+            f"{heads} attention heads of the text model cannot share {shared} heads of keys and values (num_key_value_heads of "
+            "text_config in config.json): mend the config"
+        )
 
 
 def _layer_parameters(text: dict[str, Any]) -> Iterator[str]:

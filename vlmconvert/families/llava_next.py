@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from manifests.errors import BadInputError
 from passes.split import Component, HostStep
 from vlmconvert.families.decoder import check_text_model, decoder_inputs, language_model, text_embeddings
 from vlmconvert.families.llava import ASCEND as LLAVA_ASCEND
 from vlmconvert.families.llava import PROCESSOR_FILES, TOKENIZER_GRAPHS, next_inputs, place_features
-from vlmconvert.families.vision_tower import patch_tokens, vision_embeddings
+from vlmconvert.families.vision_tower import has_class, patch_side, patch_tokens, vision_embeddings
 
 if TYPE_CHECKING:
     from passes.validate.protocol import Model
@@ -26,6 +27,7 @@ __all__ = [
     "TOKENIZER_GRAPHS",
     "best_resolution",
     "calibration_sizes",
+    "check_grid",
     "components",
     "flat_patches",
     "image_tokens",
@@ -46,12 +48,38 @@ CONFIG_TENSORS = {"image_newline": "model.image_newline"}
 def components(config: dict[str, Any]) -> tuple[Component, ...]:
     """Vision and text embeddings and the language model that a config (as transformers completes it) implies."""
     check_text_model(config)
+    vision = vision_embeddings(config, project=True)
+    check_grid(config)
     step = HostStep(
         f"{__name__}:merge_features",
         ("input_ids", "inputs_embeds", "image_features", "image_sizes"),
         ("inputs_embeds",),
     )
-    return (vision_embeddings(config, project=True), text_embeddings(config), language_model(config, step))
+    return (vision, text_embeddings(config), language_model(config, step))
+
+
+def check_grid(config: dict[str, Any]) -> None:
+    """Refuse a config by which no image can be packed, by us or by transformers.
+
+    Raises:
+        BadInputError: if there is no resolution, or the features of a patch do not fill its square.
+    """
+    resolutions = config["image_grid_pinpoints"]
+    if not resolutions or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 and min(pair) > 0 for pair in resolutions
+    ):
+        raise BadInputError(
+            "config.json has no list of pairs, high and wide, to cut images by (image_grid_pinpoints): copy it from the model's "
+            "page"
+        )
+    side = patch_side(config["vision_config"])
+    if patch_tokens(config) != side * side:
+        strategy = config["vision_feature_select_strategy"]
+        raise BadInputError(
+            f"config.json takes {patch_tokens(config)} features of a patch whose grid has {side} x {side} "
+            f"(vision_feature_select_strategy {strategy}): set it to "
+            f"{'default' if has_class(config['vision_config']) else 'full'}"
+        )
 
 
 def inputs(processed: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -117,8 +145,7 @@ def pack_features(features: np.ndarray, image_sizes: np.ndarray, config: dict[st
     Returns:
         [tokens of all images, width].
     """
-    vision = config["vision_config"]
-    side = vision["image_size"] // vision["patch_size"]
+    side = patch_side(config["vision_config"])
     newline = np.asarray(config["image_newline"], features.dtype)
     packed = []
     first = 0
@@ -153,7 +180,7 @@ def calibration_sizes(config: dict[str, Any]) -> list[tuple[int, int]]:
 def image_tokens(config: dict[str, Any]) -> int:
     """Most tokens of an image in a prompt: the whole image, its patches, and a newline after every row."""
     vision = config["vision_config"]
-    side = vision["image_size"] // vision["patch_size"]
+    side = patch_side(vision)
     grids = (
         (-(-high // vision["image_size"]), -(-wide // vision["image_size"]))
         for high, wide in config["image_grid_pinpoints"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from manifests.errors import BadInputError
 from passes.split import Block, Component, HostStep, Kind
 from vlmconvert.families.decoder import check_text_model, decoder_inputs, language_model, text_embeddings
 from vlmconvert.families.llava import PROCESSOR_FILES, TOKENIZER_GRAPHS, next_inputs, place_features
@@ -17,12 +18,19 @@ from vlmconvert.families.llava_next import (
     ASCEND,
     CONFIG_TENSORS,
     calibration_sizes,
+    check_grid,
     flat_patches,
     image_tokens,
     pack_features,
 )
 from vlmconvert.families.ports import float_port, kinds_by_name
-from vlmconvert.families.vision_tower import feature_width, patch_tokens, projector_tensors, vision_embeddings
+from vlmconvert.families.vision_tower import (
+    feature_width,
+    patch_side,
+    patch_tokens,
+    projector_tensors,
+    vision_embeddings,
+)
 
 if TYPE_CHECKING:
     from passes.validate.protocol import Model
@@ -48,23 +56,37 @@ __all__ = [
 ARCHITECTURE = "LlavaNextVideoForConditionalGeneration"
 PROCESSOR_OUTPUTS = ("input_ids", "attention_mask", "pixel_values", "image_sizes", "pixel_values_videos")
 _MODULES = "vlmconvert.families.vision_tower_modules"
+_POOLS = ("average", "max", "conv")
 
 
 def components(config: dict[str, Any]) -> tuple[Component, ...]:
     """Vision tower, pooling, projector, text embeddings and language model that a config implies."""
     check_text_model(config)
+    vision = vision_embeddings(config, project=False)
+    check_grid(config)
+    _check_pooling(config)
     step = HostStep(
         f"{__name__}:merge_features",
         ("input_ids", "inputs_embeds", "hidden_states", "image_sizes", "patches"),
         ("inputs_embeds",),
     )
     return (
-        vision_embeddings(config, project=False),
+        vision,
         _vision_resampler(config),
         _multi_modal_projector(config),
         text_embeddings(config),
         language_model(config, step),
     )
+
+
+def _check_pooling(config: dict[str, Any]) -> None:
+    mode, stride, side = config["spatial_pool_mode"], config["spatial_pool_stride"], patch_side(config["vision_config"])
+    if mode not in _POOLS:
+        raise BadInputError(f"config.json pools frames by {mode} (spatial_pool_mode): set it to {', '.join(_POOLS)}")
+    if not 1 <= stride <= side:
+        raise BadInputError(
+            f"config.json pools frames of {side} x {side} features by {stride} (spatial_pool_stride): set it to 1 to {side}"
+        )
 
 
 def _vision_resampler(config: dict[str, Any]) -> Component:
@@ -193,8 +215,7 @@ def merge_features(values: dict[str, np.ndarray], config: dict[str, Any]) -> dic
 
 
 def _pooled_tokens(config: dict[str, Any]) -> int:
-    side = int(patch_tokens(config) ** 0.5)
-    return int(side // config["spatial_pool_stride"]) ** 2
+    return int(patch_side(config["vision_config"]) // config["spatial_pool_stride"]) ** 2
 
 
 def reference(folder: Path) -> Model:

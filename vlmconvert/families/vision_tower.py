@@ -8,7 +8,15 @@ from manifests.errors import BadInputError
 from passes.split import Block, Component, Kind
 from vlmconvert.families.ports import float_port, kinds_by_name
 
-__all__ = ["VISION_TOWERS", "feature_width", "patch_tokens", "projector_tensors", "vision_embeddings"]
+__all__ = [
+    "VISION_TOWERS",
+    "feature_width",
+    "has_class",
+    "patch_side",
+    "patch_tokens",
+    "projector_tensors",
+    "vision_embeddings",
+]
 
 # Vision towers whose layers can be streamed, each with a test.
 VISION_TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -25,10 +33,11 @@ def vision_embeddings(config: dict[str, Any], project: bool) -> Component:
         project: whether the projector is part of it; then the output is called `image_features`, else `last_hidden_state`.
 
     Raises:
-        BadInputError: if the tower's layers cannot be streamed, or it does not have a chosen layer.
+        BadInputError: if the tower's layers cannot be streamed, it does not have a chosen layer, or an image has no patches.
     """
     vision = config["vision_config"]
     chosen = _chosen_layers(config)
+    _check_sizes(vision)
     size, width = vision["image_size"], vision["hidden_size"]
     pixel_values = float_port("pixel_values", "images", vision.get("num_channels", 3), size, size)
     hidden_states = float_port("hidden_states", "images", _positions(vision), width)
@@ -121,9 +130,9 @@ _LAYER = tuple(
 
 def _embedding_tensors(vision: dict[str, Any]) -> dict[str, str]:
     names = ["patch_embedding.weight", "position_embedding.weight"]
-    names.append("class_embedding" if _has_class(vision) else "patch_embedding.bias")
+    names.append("class_embedding" if has_class(vision) else "patch_embedding.bias")
     tensors = {name: f"{_PREFIX}embeddings.{name}" for name in names}
-    if _has_class(vision):
+    if has_class(vision):
         tensors |= {name: f"{_PREFIX}{name}" for name in ("pre_layrnorm.weight", "pre_layrnorm.bias")}
     return tensors
 
@@ -151,9 +160,24 @@ def _chosen_layers(config: dict[str, Any]) -> list[int]:
     return [layer % count for layer in layers]
 
 
-def _has_class(vision: dict[str, Any]) -> bool:
+def _check_sizes(vision: dict[str, Any]) -> None:
+    size, patch = vision["image_size"], vision["patch_size"]
+    if not 0 < patch <= size:
+        raise BadInputError(
+            f"config.json cuts images of {size} x {size} into patches of {patch} x {patch} "
+            "(image_size and patch_size of vision_config): mend the config"
+        )
+
+
+def has_class(vision: dict[str, Any]) -> bool:
+    """Whether the tower has a feature for the whole image, before those of its patches."""
     return bool(vision["model_type"] == "clip_vision_model")
 
 
+def patch_side(vision: dict[str, Any]) -> int:
+    """How many patches of the vision tower an image is wide and high."""
+    return int(vision["image_size"] // vision["patch_size"])
+
+
 def _positions(vision: dict[str, Any]) -> int:
-    return int((vision["image_size"] // vision["patch_size"]) ** 2 + _has_class(vision))
+    return patch_side(vision) ** 2 + has_class(vision)
