@@ -1,7 +1,7 @@
 """Convert a random LLaVA to W8A16 our way and with msmodelslim; print wall time, peak memory and whether the weights are equal.
 
     python -m tests.benchmarks.convert_ascend --msmodelslim-python ../msmodelslim/bin/python
-    python -m tests.benchmarks.convert_ascend --msmodelslim-python ... --runs 3 --workers 2 --shard-size 700MB
+    python -m tests.benchmarks.convert_ascend --msmodelslim-python ... --runs 3
     python -m tests.benchmarks.convert_ascend --msmodelslim-python ... --layers 2 --hidden 128 --intermediate 256
 
 The interpreter is one that has msmodelslim and transformers, such as that of this project's dev extra.
@@ -51,10 +51,10 @@ calibrator.save(output, save_type=["ascendV1"])
 _ON_HUB = {"model.language_model.": "language_model.model."}
 
 
-def ours(checkpoint: Path, output: Path, options: list[str]) -> list[str]:
+def ours(checkpoint: Path, output: Path) -> list[str]:
     """Our command."""
     run = [sys.executable, "-m", "vlmconvert", "llava", str(checkpoint), "--target", "ascend", "--llm", "w8a16"]
-    return [*run, "--no-validate", *options, "-o", str(output)]
+    return [*run, "--no-validate", "-o", str(output)]
 
 
 def peer(python: Path, checkpoint: Path, output: Path, dtype: str) -> list[str]:
@@ -93,8 +93,6 @@ def compare(first: Path, second: Path) -> str:
 @click.option("--layers", default=20, show_default=True)
 @click.option("--hidden", default=2048, show_default=True)
 @click.option("--intermediate", default=5632, show_default=True)
-@click.option("--workers", default=1, show_default=True)
-@click.option("--shard-size", default="4GB", show_default=True, help="Of our files; each worker writes one at a time.")
 @click.option("--runs", default=1, show_default=True, help="Runs of each side; the median is printed.")
 @click.option("--depth/--no-depth", default=True, show_default=True, help="Our way on twice the layers, too.")
 def main(
@@ -103,8 +101,6 @@ def main(
     layers: int,
     hidden: int,
     intermediate: int,
-    workers: int,
-    shard_size: str,
     runs: int,
     depth: bool,
 ) -> None:
@@ -112,7 +108,7 @@ def main(
     from tests.benchmarks.random_llava import write_random_llava
 
     memory = psutil.virtual_memory().total / 2**30
-    click.echo(f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {layers} layers, {workers} workers")
+    click.echo(f"{platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB, {layers} layers")
     os.environ["HF_HUB_OFFLINE"] = "1"
 
     def checkpoint(count: int) -> Path:
@@ -122,7 +118,6 @@ def main(
         return folder
 
     source, deeper = checkpoint(layers), checkpoint(2 * layers) if depth else None
-    options = ["--workers", str(workers), "--shard-size", shard_size]
     figures: dict[str, list[tuple[float, float]]] = {}
     equal: dict[str, str] = {}
     for _ in range(runs):
@@ -131,10 +126,10 @@ def main(
             commands = {
                 "msmodelslim bf16": peer(msmodelslim_python, source, output / "bf16", "bfloat16"),
                 "msmodelslim f32": peer(msmodelslim_python, source, output / "f32", "float32"),
-                "ours": ours(source, output / "ours", options),
+                "ours": ours(source, output / "ours"),
             }
             if deeper is not None:
-                commands["ours, depth x2"] = ours(deeper, output / "deeper", options)
+                commands["ours, depth x2"] = ours(deeper, output / "deeper")
             for side, command in commands.items():
                 figures.setdefault(side, []).append(measure(command))
                 if side == "ours, depth x2":
