@@ -172,6 +172,8 @@ NO_MODEL = "config.json describes no {} that can be made (KeyError: 'nope')"
         ("llava", "text_config", "num_key_value_heads", 3, "cannot share 3 heads of keys and values (num_key_value_heads"),
         ("llava", "text_config", "num_key_value_heads", 0, "ZeroDivisionError"),
         ("llava", "text_config", "num_hidden_layers", 0, "has no layers (num_hidden_layers"),
+        ("llava", None, "image_token_index", 10**6, "has image_token_index 1000000, and the vocabulary"),
+        ("llava-next-video", None, "video_token_index", 10**6, "has video_token_index 1000000, and the vocabulary"),
         ("llava", "text_config", "vocab_size", -4, "config.json describes no text_embeddings that can be made"),
     ],
 )  # fmt: skip

@@ -194,6 +194,12 @@ def check_text_model(config: dict[str, Any]) -> None:
             f"the layers of the {text['model_type']} text model are of several kinds "
             f"({', '.join(sorted(set(text['layer_types'])))}), which cannot be streamed: use a model with one kind"
         )
+    for name in ("image_token_index", "video_token_index"):
+        if config.get(name, 0) >= text["vocab_size"] > 0:
+            raise BadInputError(
+                f"config.json has {name} {config[name]}, and the vocabulary of its text_config ends at "
+                f"{text['vocab_size'] - 1}: give the checkpoint whose embeddings have a row for that token"
+            )
     rope_type = (text.get("rope_parameters") or {}).get("rope_type")
     if rope_type in _CHANGING_POSITIONS:
         raise BadInputError(
