@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _KEPT_WEIGHTS = 4_000_000_000  # bytes
+_WEIGHTS = {".bin", ".data", ".onnx", ".safetensors", ".xml"}
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -96,8 +97,8 @@ def open_describer(folder: Path) -> LocalDescriber:
 
 
 def _identity(folder: Path) -> str:
-    """A hash of names, sizes and times of the files: weights are not read twice, and every conversion writes them anew."""
-    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    """A hash of the weights' names, sizes and times: they are not read twice, and every conversion writes them anew."""
+    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.suffix in _WEIGHTS}
     return digest({name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()})
 
 
