@@ -34,7 +34,18 @@ _PREFIX = "model.language_model."
 
 
 def text_embeddings(config: dict[str, Any]) -> Component:
-    """`input_ids` [batch, sequence] -> `inputs_embeds` [batch, sequence, width]."""
+    """`input_ids` [batch, sequence] -> `inputs_embeds` [batch, sequence, width].
+
+    Raises:
+        BadInputError: if a token that stands for images or videos has no embedding.
+    """
+    rows = config["text_config"]["vocab_size"]
+    for name in ("image_token_index", "video_token_index"):
+        if config.get(name, 0) >= rows > 0:
+            raise BadInputError(
+                f"config.json has {name} {config[name]}, and the vocabulary of its text_config ends at {rows - 1}: give the "
+                "checkpoint whose embeddings have a row for that token"
+            )
     input_ids, inputs_embeds = _ids(), _embeds(config)
     dims = {"batch": 2, "sequence": 3}
     return Component(
@@ -194,12 +205,6 @@ def check_text_model(config: dict[str, Any]) -> None:
             f"the layers of the {text['model_type']} text model are of several kinds "
             f"({', '.join(sorted(set(text['layer_types'])))}), which cannot be streamed: use a model with one kind"
         )
-    for name in ("image_token_index", "video_token_index"):
-        if config.get(name, 0) >= text["vocab_size"] > 0:
-            raise BadInputError(
-                f"config.json has {name} {config[name]}, and the vocabulary of its text_config ends at "
-                f"{text['vocab_size'] - 1}: give the checkpoint whose embeddings have a row for that token"
-            )
     rope_type = (text.get("rope_parameters") or {}).get("rope_type")
     if rope_type in _CHANGING_POSITIONS:
         raise BadInputError(
