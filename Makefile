@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint train-demo schema clean
+.PHONY: demo test test-fast lint train-demo schema clean
 
 # Convert the embedded demo checkpoint.
 demo: $(INSTALLED)
@@ -12,11 +12,16 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
+# A first answer: without the tests that take long beside what they tell.
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not slow"
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Train the embedded demo checkpoints again; it goes on where it was stopped.
 train-demo: $(INSTALLED)

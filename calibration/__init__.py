@@ -1,1 +1,1 @@
-"""Where samples come from, and the activations that they cause."""
+"""Calibration: samples from several kinds of source, and the activations that they cause in a model."""

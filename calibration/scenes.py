@@ -1,4 +1,4 @@
-"""Scenes: small drawn images with questions, answers and a caption, made from a seed.
+"""Scenes: small images that are drawn from a seed, with questions, answers and a caption.
 
 They are the default calibration source and the held-out test of the embedded demo models, so that a conversion can be
 calibrated and checked without a network. The three splits draw from disjoint seed ranges.
@@ -34,7 +34,7 @@ _CANVASES = ((1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (3, 1), (4, 1))
 
 
 class Split(IntEnum):
-    """Which disjoint seed range a scene comes from."""
+    """A split of the scenes; each split has a seed range of its own."""
 
     TRAIN = 0
     CALIBRATION = 1
@@ -52,7 +52,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Item:
-    """One shape of a scene; its centre and half its extent in pixels."""
+    """One shape in a scene: `x` and `y` are its centre, `radius` is half its extent, in pixels."""
 
     shape: str
     colour: str
@@ -63,7 +63,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """One drawn image (RGB) with its questions, each kind at most once, its caption and what is on it."""
+    """One drawn image (RGB) with its questions (each kind at most once), its caption and the shapes in it."""
 
     id: str
     image: Image.Image
@@ -79,7 +79,7 @@ def draw_scene(split: Split, index: int, seed: int = 0, most_items: int = 4) -> 
         split: the seed range; scenes of different splits never share a seed.
         index: position in the split, 0 or more.
         seed: shifts the whole range, so that two calibrations can use different scenes of one split.
-        most_items: upper limit for the number of shapes, 1 to 4; training starts with simple scenes.
+        most_items: maximum number of shapes, 1 to 4; training starts with simple scenes.
 
     Returns:
         The scene; the same arguments give the same pixels and texts.
@@ -191,7 +191,7 @@ def _ask_exists(rng: random.Random, items: list[Item], _width: int, _height: int
         colour, shape = rng.choice(sorted(present))
         return Question("exists", f"Is there a {colour} {shape}?", "yes")
     absent = [(colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in present]
-    # Half of the absent pairs share a colour or a shape with the image: the pair must be seen, not its parts.
+    # Half of the absent pairs share a colour or a shape with the image, so that a model must see the pair, not its parts.
     near = [pair for pair in absent if any(pair[0] == item.colour or pair[1] == item.shape for item in items)]
     colour, shape = rng.choice(near if rng.random() < 0.5 else absent)
     return Question("exists", f"Is there a {colour} {shape}?", "no")

@@ -1,4 +1,4 @@
-"""What a model says of a folder of images, and how it was asked: one JSON file a model, for a referee to compare."""
+"""A model's descriptions of a folder of images, and how it was asked: one JSON file per model, for a referee to compare."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from manifests.errors import BadInputError
-from manifests.files import write_atomically
+from manifests.files import checked_record, read_json, write_atomically
 from manifests.model import Sha256
 
 __all__ = [
@@ -29,7 +29,7 @@ class _Record(BaseModel):
 
 
 class Decoding(_Record):
-    """How every image was asked about; two files are compared only if this is equal."""
+    """Prompt and decoding settings for all images; only files with equal settings are compared."""
 
     prompt: str
     method: Literal["greedy"] = "greedy"
@@ -38,7 +38,7 @@ class Decoding(_Record):
 
 
 class Description(_Record):
-    """One image, by its name in the folder, and what was said of it."""
+    """One image, by its name in the folder, and the model's description of it."""
 
     image: str
     sha256: Sha256
@@ -46,7 +46,7 @@ class Description(_Record):
 
 
 class Descriptions(_Record):
-    """A model's descriptions of all images, in the order of their names."""
+    """A model's descriptions of all images, sorted by the images' names."""
 
     schema_version: Literal["1.0"] = "1.0"
     model: str
@@ -63,7 +63,7 @@ class Descriptions(_Record):
 
 
 class RefereeReport(_Record):
-    """Two models' descriptions, scored by one CLIP: cosine similarity of image and text, higher is better."""
+    """Two models' descriptions, scored by one CLIP model: cosine similarity of image and text, higher is better."""
 
     schema_version: Literal["1.0"] = "1.0"
     clip: str
@@ -71,26 +71,31 @@ class RefereeReport(_Record):
     images: int
     models: tuple[str, str]
     means: tuple[float, float]
-    p_value: float = Field(description="two-sided, of equal means; paired bootstrap")
+    p_value: float = Field(description="two-sided p-value of equal means, by paired bootstrap")
     winner: str | None = Field(description="the model with the higher mean; null if they are equal")
-    scores: dict[str, tuple[float, float]] = Field(description="both models' score of each image")
+    scores: dict[str, tuple[float, float]] = Field(description="image -> scores of both models")
 
 
 class KeptDescriptions:
-    """Descriptions while they are made, a line each in a file, so that a run that was killed goes on.
+    """Descriptions kept in a file while they are made, one per line, so that a killed run can be resumed.
 
     Args:
-        path: the file; one of another model, or of one that was asked otherwise, is begun again.
-        model: what tells the model from every other, also from one that had its name before.
-        decoding: how it is asked.
+        path: the file; if it holds descriptions by another model or with other settings, it is started again from empty.
+        model: text that identifies the model, even if another model had the same name before.
+        decoding: prompt and decoding settings.
+
+    Raises:
+        BadInputError: if the file holds something else.
     """
 
     def __init__(self, path: Path, model: str, decoding: Decoding) -> None:
         self._path = path
         self.by_image: dict[str, Description] = {}
         head = json.dumps({"model": model, "decoding": decoding.model_dump()})
-        # The last line is whole or, after a kill, may be a part that no newline ends.
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        # What follows the last newline is empty, or a line that a killed run did not finish.
+        *lines, _last = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+        if path.exists() and not _is_head(lines):
+            raise BadInputError(f"{path} is not a list of descriptions: move it elsewhere, or choose another --output")
         if lines[:1] == [head]:
             found = [Description.model_validate_json(line) for line in lines[1:]]
             self.by_image = {item.image: item for item in found}
@@ -98,36 +103,35 @@ class KeptDescriptions:
         write_atomically(path, text)
 
     def add(self, description: Description) -> None:
-        """Keep one more."""
+        """Append one description to the file."""
         self.by_image[description.image] = description
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(description.model_dump_json() + "\n")
 
 
+def _is_head(lines: list[str]) -> bool:
+    try:
+        return json.loads(lines[0]).keys() == {"model", "decoding"}
+    except (IndexError, ValueError, AttributeError):
+        return False
+
+
 def write_descriptions(descriptions: Descriptions, path: Path) -> None:
-    """Write one model's file."""
+    """Write one model's descriptions as a JSON file."""
     write_atomically(path, descriptions.model_dump_json(indent=2) + "\n")
 
 
 def read_descriptions(path: Path) -> Descriptions:
-    """Read one model's file.
+    """Read one model's descriptions.
 
     Raises:
-        BadInputError: if it is missing, damaged, or the plain list of answers that MindIE writes, which does not say how the
-            model was asked.
+        BadInputError: if the file is missing or damaged, or if it is the plain list of answers that MindIE writes, which
+            does not say how the model was asked.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path} cannot be read ({error}): make it with vlmconvert describe") from error
+    data = read_json(path, "make it with vlmconvert describe")
     if isinstance(data, dict) and data and all(isinstance(value, str) for value in data.values()):
         raise BadInputError(
-            f"{path} holds answers alone, as MindIE writes them, and not how they were asked for: add that with vlmconvert "
-            f"describe --answers {path}"
+            f"{path} holds only answers, as MindIE writes them, and not the prompt and decoding settings: add these with "
+            f"vlmconvert describe --answers {path}"
         )
-    try:
-        return Descriptions.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInputError(f"{path}: {where}: {first['msg']}; make it again with vlmconvert describe") from error
+    return checked_record(data, path, Descriptions, "a file of descriptions", "make it again with vlmconvert describe")

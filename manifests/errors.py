@@ -1,4 +1,4 @@
-"""The errors that reach a user: one sentence that says what is wrong, where, and the mend."""
+"""The errors that reach a user: one sentence that says what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["BadInputError", "CheckFailedError", "ConversionError", "VlmConvertEr
 
 
 class VlmConvertError(Exception):
-    """Base of every expected failure; `exit_code` is what the command line returns."""
+    """Base class of every expected failure; `exit_code` is the exit status of the command line."""
 
     exit_code: ClassVar[int] = 3
 

@@ -1,15 +1,15 @@
-"""What an evaluation leaves beside an artifact: `evaluation.json`, and one line for each sample in `predictions.jsonl`."""
+"""Results of an evaluation: figures in `evaluation.json`, and one line per sample in `predictions.jsonl`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.errors import BadInputError
-from manifests.files import write_atomically
+from manifests.files import read_record, write_atomically
 from manifests.model import Sha256
 
 __all__ = [
@@ -20,13 +20,14 @@ __all__ = [
     "Evaluation",
     "Figure",
     "Prediction",
+    "is_result",
     "read_evaluation",
     "read_predictions",
     "write_evaluation",
 ]
 
 EVALUATION_FOLDER = "evaluation"
-# Small images of the samples on which both sides differ, `<line number from 0>.png`.
+# Thumbnails of the samples on which artifact and checkpoint differ, named after the line of the sample, from 0: `17.png`.
 IMAGES_FOLDER = "images"
 _EVALUATION, _PREDICTIONS = "evaluation.json", "predictions.jsonl"
 
@@ -36,7 +37,7 @@ class _Record(BaseModel):
 
 
 class DataRecord(_Record):
-    """The samples: where they come from, how many, and the SHA-256 over their pixels and texts."""
+    """The evaluated samples: their source and number, and the SHA-256 over their pixels and texts."""
 
     source: str
     revision: str | None
@@ -46,7 +47,7 @@ class DataRecord(_Record):
 
 
 class Figure(_Record):
-    """One metric over all samples; `reference` is the checkpoint's own figure, if it has one."""
+    """The artifact's value of one metric over all samples; `reference` is the checkpoint's, None where it has none."""
 
     metric: str
     value: float
@@ -55,7 +56,7 @@ class Figure(_Record):
 
 
 class BlockError(_Record):
-    """How far one block's output is from the float block's on the same activations."""
+    """How far the output of one block is from that of the float block on the same activations."""
 
     component: str
     block: str
@@ -64,9 +65,10 @@ class BlockError(_Record):
 
 
 class Prediction(_Record):
-    """One sample: the answers of both sides, and their scores by metric.
+    """One sample: the answers of artifact and checkpoint, and their scores by metric.
 
-    `scores` also has `kl` (mean over the checkpoint's answer tokens, in nats) and `token_agreement` where they were asked for.
+    `scores` also holds `kl` (mean over the tokens of the checkpoint's answer, in nats) and `token_agreement`, if they were
+    asked for.
     """
 
     id: str
@@ -80,7 +82,7 @@ class Prediction(_Record):
 
 
 class Evaluation(_Record):
-    """`evaluation.json`: an artifact's figures on some data, beside the checkpoint's."""
+    """`evaluation.json`: the figures of an artifact and of its checkpoint on the same samples."""
 
     schema_version: Literal["1.0"] = "1.0"
     artifact: str
@@ -91,8 +93,15 @@ class Evaluation(_Record):
     environment: dict[str, str]
 
 
+def is_result(path: PurePath) -> bool:
+    """Whether a path, relative to a folder of results, is a name that an evaluation gives to a file."""
+    if path.parent == PurePath(IMAGES_FOLDER):
+        return path.suffix == ".png" and path.stem.isdecimal()
+    return path in (PurePath(_EVALUATION), PurePath(_PREDICTIONS))
+
+
 def write_evaluation(evaluation: Evaluation, predictions: Iterable[Prediction], folder: Path) -> None:
-    """Write both files into an existing folder."""
+    """Write `predictions.jsonl` and `evaluation.json` into an existing folder."""
     write_atomically(folder / _PREDICTIONS, "".join(item.model_dump_json() + "\n" for item in predictions))
     write_atomically(folder / _EVALUATION, evaluation.model_dump_json(indent=2) + "\n")
 
@@ -101,19 +110,13 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read `evaluation.json`.
 
     Raises:
-        BadInputError: if it is missing or not an evaluation.
+        BadInputError: if the file is missing or not an evaluation.
     """
-    path = folder / _EVALUATION
-    try:
-        return Evaluation.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInputError(f"{path} is missing: make it with vlmconvert evaluate") from None
-    except (OSError, ValidationError, ValueError) as error:
-        raise BadInputError(f"{path} is not an evaluation ({str(error).splitlines()[0]}): evaluate again") from error
+    return read_record(folder / _EVALUATION, Evaluation, "an evaluation", "make it with vlmconvert evaluate")
 
 
 def read_predictions(folder: Path) -> Iterator[Prediction]:
-    """The samples of an evaluation, in order.
+    """Read `predictions.jsonl`: the samples of an evaluation, in order.
 
     Raises:
         BadInputError: if the file is missing or a line is not a prediction.
@@ -127,7 +130,7 @@ def read_predictions(folder: Path) -> Iterator[Prediction]:
                 except ValidationError as error:
                     reason = str(error).splitlines()[0]
                     raise BadInputError(
-                        f"{path}, line {number}: not a prediction ({reason}): evaluate again"
+                        f"{path}, line {number} is not a prediction ({reason}): run vlmconvert evaluate again"
                     ) from error
     except FileNotFoundError:
         raise BadInputError(f"{path} is missing: make it with vlmconvert evaluate") from None

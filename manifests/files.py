@@ -1,20 +1,102 @@
-"""Hashing files, and writing them so that a name never stands for half a file."""
+"""Reading JSON, hashing files, and writing files so that a final name always belongs to a complete file."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import secrets
+import shutil
+import stat
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from manifests.model import FileRecord
+from manifests.errors import BadInputError
 
-__all__ = ["CHUNKS_AHEAD", "file_record", "sha256_file", "write_atomically", "write_hashed"]
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
-# Chunks that `write_hashed` may still be hashing when it asks for the next one.
+    from manifests.model import FileRecord
+
+Record = TypeVar("Record", bound="BaseModel")
+
+__all__ = [
+    "CHUNKS_AHEAD",
+    "UNFINISHED",
+    "checked_record",
+    "file_record",
+    "first_fault",
+    "link_or_copy",
+    "read_json",
+    "read_record",
+    "remove_tree",
+    "sha256_file",
+    "write_atomically",
+    "write_hashed",
+    "write_json",
+]
+
+# Prefix of the temporary names of files and folders that are still being written.
+UNFINISHED = ".vlmconvert-"
+
+# Number of chunks that `write_hashed` may still be hashing when it asks for the next one.
 CHUNKS_AHEAD = 4
+
+
+def read_json(path: Path, mend: str = "fetch the file again") -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        mend: end of the error message: what the user can do if the file is missing or unreadable.
+
+    Raises:
+        BadInputError: if the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInputError(f"{path} is missing: {mend}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInputError(f"{path} cannot be read as JSON ({error}): {mend}") from error
+
+
+def read_record(path: Path, kind: type[Record], what: str, mend: str) -> Record:
+    """Read a JSON file that holds a data model.
+
+    Args:
+        path: the file.
+        kind: the model.
+        what: what the error calls the model, such as `a benchmark`.
+        mend: end of the error message, as in `read_json`.
+
+    Raises:
+        BadInputError: if the file is missing, is not JSON or does not fit the model.
+    """
+    return checked_record(read_json(path, mend), path, kind, what, mend)
+
+
+def checked_record(content: Any, path: Path, kind: type[Record], what: str, mend: str) -> Record:
+    """Make a data model of the content of a JSON file; see `read_record`."""
+    from pydantic import ValidationError
+
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise BadInputError(f"{path} is not {what} ({first_fault(error)}): {mend}") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Describe the first error of a failed validation for the user: which key is wrong, and what is wrong with it."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    known = {"extra_forbidden": "is unknown", "missing": "is missing", "too_short": "is empty"}
+    if first["type"] in known:
+        return f"{key} {known[first['type']]}"
+    return f"{key}: {first['msg']}" if key else first["msg"]
 
 
 def sha256_file(path: Path) -> str:
@@ -24,29 +106,74 @@ def sha256_file(path: Path) -> str:
 
 
 def file_record(path: Path, root: Path) -> FileRecord:
-    """The record of `path`, named relative to `root`."""
+    """Size and SHA-256 of `path`, recorded under its path relative to `root`."""
+    from manifests.model import FileRecord
+
     return FileRecord(path=path.relative_to(root).as_posix(), size=path.stat().st_size, sha256=sha256_file(path))
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a finished, read-only file in a second place: as a hard link where the file system has them, else as a copy."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of vlmconvert's own with all its content, also read-only files, which Windows refuses to remove."""
+
+    def writable(function: Callable[[str], Any], path: str, _error: Any) -> None:
+        os.chmod(path, stat.S_IRWXU)
+        function(path)
+
+    shutil.rmtree(folder, onerror=writable)
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Write `text` under a temporary name, flush it to the disk, and rename it to `path`."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    """Write `text` under a temporary name, flush it to disk, and rename it to `path`.
+
+    If `path` is a symbolic link, the link stays, and the file that it points to is replaced.
+    """
+    if path.exists() and not path.is_file():  # such as /dev/stdout, which no file may replace
+        path.write_text(text, encoding="utf-8", newline="\n")
+        return
+    path = path.resolve()
+    temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8", newline="\n") as stream:  # the same bytes on every system
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> FileRecord:
+    """Write indented JSON, and return the file's record."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    return file_record(path, path.parent)
 
 
 def write_hashed(path: Path, chunks: Iterable[bytes | memoryview], size: int) -> FileRecord:
-    """Write `chunks` of `size` bytes together, while another thread hashes what was written.
+    """Write `chunks` to `path`, while another thread hashes them.
 
-    The memory of a chunk may be used again when `CHUNKS_AHEAD` + 1 others have followed it.
+    The memory of a chunk may be reused once `CHUNKS_AHEAD` + 1 more chunks have been yielded.
+
+    Args:
+        path: the file to write.
+        chunks: its content.
+        size: number of bytes of all chunks together.
+
+    Returns:
+        The file's record, under the file's name without folders.
     """
     checksum = hashlib.sha256()
     with path.open("wb") as stream, ThreadPoolExecutor(1) as thread:
-        if size:
-            # Makes writing several times faster, and a full disk fails here.
+        if size and hasattr(os, "posix_fallocate"):
+            # With the space reserved, writing is several times faster and a full disk fails at once; macOS and Windows
+            # have no such call.
             os.posix_fallocate(stream.fileno(), 0, size)
         hashed: deque[Future[None]] = deque()
         for data in chunks:
@@ -54,4 +181,6 @@ def write_hashed(path: Path, chunks: Iterable[bytes | memoryview], size: int) ->
                 hashed.popleft().result()
             hashed.append(thread.submit(checksum.update, data))
             stream.write(data)
+    from manifests.model import FileRecord
+
     return FileRecord(path=path.name, size=size, sha256=checksum.hexdigest())

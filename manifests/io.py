@@ -5,13 +5,12 @@ python -m manifests.io   writes the schema again after a change of the model
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from manifests.errors import BadInputError
-from manifests.files import sha256_file, write_atomically
+from manifests.files import checked_record, read_json, sha256_file, write_atomically
 from manifests.model import SCHEMA_VERSION, Manifest
 
 __all__ = [
@@ -20,13 +19,14 @@ __all__ = [
     "SCHEMA_FILE",
     "checksum_line",
     "json_schema",
+    "manifest_digest",
     "read_manifest",
     "read_manifest_file",
     "write_manifest",
 ]
 
 MANIFEST_NAME = "manifest.json"
-# The manifest covers every other file, and this one the manifest.
+# The manifest holds the SHA-256 of every other file, and this file holds that of the manifest.
 CHECKSUM_NAME = f"{MANIFEST_NAME}.sha256"
 SCHEMA_FILE = Path(__file__).with_name("manifest-v1.schema.json")
 
@@ -40,7 +40,7 @@ def write_manifest(manifest: Manifest, folder: Path) -> Path:
 
 
 def checksum_line(path: Path) -> str:
-    """What the checksum's file says of a manifest, as `sha256sum --check` reads it."""
+    """Content of the checksum file for a manifest, in the format that `sha256sum --check` reads."""
     return f"{sha256_file(path)}  {path.name}\n"
 
 
@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of an artifact folder.
 
     Raises:
-        BadInputError: if it is missing, is not JSON, has an unknown major version or does not fit the schema.
+        BadInputError: if the manifest is missing, is not JSON, has an unknown major version or does not fit the schema.
     """
     if not (folder / MANIFEST_NAME).exists():
         raise BadInputError(f"{folder} holds no {MANIFEST_NAME}: give a folder that vlmconvert has written")
@@ -56,23 +56,27 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def read_manifest_file(path: Path) -> Manifest:
-    """Read a manifest that may stand alone and under any name; see `read_manifest`."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path} cannot be read ({error}): convert the checkpoint again") from error
+    """Read a manifest file of any name, with or without its artifact; see `read_manifest`."""
+    mend = "convert the checkpoint again"
+    data = read_json(path, mend)
     version = str(data.get("schema_version", "")) if isinstance(data, dict) else ""
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise BadInputError(
-            f"{path} has schema version {version or 'none'}, this vlmconvert reads {SCHEMA_VERSION}: "
-            "use a vlmconvert of that version"
+            f"{path} has schema version {version or 'none'}, and this vlmconvert reads {SCHEMA_VERSION}: "
+            "use a vlmconvert that reads that version"
         )
-    try:
-        return Manifest.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BadInputError(f"{path}: {where}: {first['msg']}; convert the checkpoint again") from error
+    return checked_record(data, path, Manifest, "a manifest", mend)
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """SHA-256 of a manifest without its validation figures, which do not change how the artifact answers.
+
+    Only fields that the manifest's file holds are hashed, so that a new field of the schema leaves the digest of an older
+    manifest as it is.
+    """
+    content = manifest.model_copy(update={"validation": []}).model_dump(mode="json", exclude_unset=True)
+    text = json.dumps([content], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def json_schema() -> str:

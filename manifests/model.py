@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PureWindowsPath
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -11,25 +13,27 @@ from manifests.run_plan import RunPlan
 __all__ = [
     "SCHEMA_VERSION",
     "Calibration",
-    "Component",
+    "CalibrationSettings",
+    "ComponentRecord",
     "FileRecord",
     "Manifest",
+    "OnnxRequirements",
     "Port",
-    "Requirements",
+    "Settings",
     "Sha256",
     "Source",
     "Validation",
 ]
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Crc32 = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 
 
 def _stays_inside(path: str) -> str:
-    if ".." in path.split("/"):
-        raise ValueError("a path may not leave its folder")
+    if ".." in re.split(r"[/\\]", path) or PureWindowsPath(path).drive or PureWindowsPath(path).root:
+        raise ValueError("a path may not lead out of its folder")
     return path
 
 
@@ -43,7 +47,7 @@ class _Record(BaseModel):
 
 
 class FileRecord(_Record):
-    """One file: where it lies, its size in bytes and its SHA-256."""
+    """One file: its path, its size in bytes and its SHA-256."""
 
     path: RelativePath
     size: int = Field(ge=0)
@@ -61,42 +65,47 @@ class Source(_Record):
 
 
 class Port(_Record):
-    """One graph input or output. A shape entry is a size or the name of a dynamic dimension."""
+    """One input or output of a graph. Each entry of the shape is a size or the name of a dynamic dimension."""
 
     name: str
     dtype: str
     shape: list[int | str]
 
 
-class Requirements(_Record):
-    """What an ONNX graph asks of a runtime."""
+class OnnxRequirements(_Record):
+    """What a runtime must support to run an ONNX graph."""
 
-    opset: int = Field(description="of ONNX's own operators")
+    opset: int = Field(description="version of ONNX's own operators")
     domains: dict[str, int] = Field(description="other operator domains and their versions")
-    onnxruntime: str = Field(description="the oldest ONNX Runtime that runs it")
+    onnxruntime: str = Field(description="oldest version of ONNX Runtime that runs the graph")
 
 
-class Component(_Record):
-    """One graph that is shipped, or all weights of a model whose graph the runtime has."""
+class ComponentRecord(_Record):
+    """One shipped graph; or all weights of a model, for a runtime that has the model's graph itself."""
 
     name: str
     role: str
-    format: Literal["openvino", "onnx", "ascend-w8a16"]
+    format: str = Field(description="format of the files: openvino, onnx, ascend-w8a16, or that of another target")
     precision: str = Field(description="the precision that was asked for, such as int4-awq")
     files: list[FileRecord]
     inputs: list[Port]
     outputs: list[Port]
     state: list[str] = Field(description="names of the state variables that the graph keeps between calls")
-    logits: Literal["last", "all"] | None = Field(description="which positions have logits; null if there are none")
-    weights: dict[str, int] = Field(description="count of weight values of each dtype, read from the artifact")
+    logits: Literal["last", "all"] | None = Field(description="positions that have logits; null if the graph has none")
+    weights: dict[str, int] = Field(description="number of weight values of each dtype, counted in the artifact")
     blocks: dict[str, Crc32] = Field(description="CRC-32 over the constants of each block, in the graph's order")
     passes: list[str] = Field(description="canonical lines of the passes, in the order they ran")
     fallbacks: list[str] = Field(description="layers that could not be compressed as asked, and what was done instead")
-    requires: Requirements | None = Field(default=None, description="what an ONNX graph asks of a runtime")
+    layers: dict[str, str] = Field(
+        default_factory=dict, description="tensor -> precision, for layers that do not have the component's precision"
+    )
+    requires: OnnxRequirements | None = Field(
+        default=None, description="what a runtime must support to run an ONNX graph"
+    )
 
 
 class Calibration(_Record):
-    """The samples that compression looked at."""
+    """The calibration samples that compression used."""
 
     source: str
     revision: str | None
@@ -105,12 +114,31 @@ class Calibration(_Record):
     seed: int
 
 
+class CalibrationSettings(_Record):
+    """Which calibration samples compression uses."""
+
+    source: str = Field(
+        default="scenes", description="scenes, a folder, COCO or VQAv2 JSON, TSV, or a datasets id[:split]"
+    )
+    samples: int = Field(default=64, ge=0, description="number of prompts for passes over single blocks; 0 for none")
+    vision_samples: int = Field(default=100, ge=1, description="number of samples for passes that quantize activations")
+    sequence_length: int = Field(default=0, ge=0, description="maximum number of tokens of a sample; 0 for all")
+    seed: int = Field(default=0, description="seed by which the samples are chosen")
+
+
+class Settings(_Record):
+    """The settings of a recipe beside its passes."""
+
+    options: dict[str, bool | int | float | str] = Field(description="options of the target")
+    calibration: CalibrationSettings | None = Field(description="null if no pass uses samples")
+
+
 class Validation(_Record):
     """One figure that was measured on the finished artifact."""
 
     metric: str
     component: str = Field(description="component name, or artifact for the whole")
-    reference: float | None = Field(description="the checkpoint's figure, where it has one of its own")
+    reference: float | None = Field(description="the checkpoint's value; null if the metric gives it none")
     value: float
     threshold: float | None = Field(description="limit for the value; null if the figure is only reported")
     passed: bool
@@ -123,13 +151,16 @@ class Manifest(_Record):
     schema_version: str = SCHEMA_VERSION
     name: str
     family: str
-    target: Literal["openvino", "onnx", "ascend"]
+    target: str = Field(description="runtime of the artifact: openvino, onnx, ascend, or one that a package adds")
     source: Source
-    components: list[Component]
+    components: list[ComponentRecord]
     assets: list[FileRecord]
     calibration: Calibration | None
     validation: list[Validation]
     environment: dict[str, str]
+    settings: Settings | None = Field(
+        default=None, description="together with the components' passes, the recipe that makes the same artifact again"
+    )
     run_plan: RunPlan | None = Field(
-        default=None, description="how an Ascend artifact is started, and the memory it takes"
+        default=None, description="how an Ascend artifact is started, and how much memory it takes"
     )

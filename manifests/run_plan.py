@@ -1,4 +1,4 @@
-"""How an artifact is started in its runtimes, as its manifest says it."""
+"""The run plan in a manifest: how an artifact is started in its runtimes."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ class _Record(BaseModel):
 
 
 class WorldSize(_Record):
-    """One number of cards that the model can be divided over."""
+    """A number of cards that the model can be divided over, and what each card then holds."""
 
     cards: int = Field(ge=1)
     weights: int = Field(description="bytes of weights on each card")
-    cache: int = Field(description="bytes of keys and values on each card, for the plan's batch and lengths")
-    command: str = Field(description="launch line; $ARTIFACT and $IMAGES stand for the folders")
+    cache: int = Field(description="bytes of the key-value cache on each card, for the plan's batch and lengths")
+    command: str = Field(description="command that starts the model; $ARTIFACT and $IMAGES stand for the folders")
 
 
 class RuntimePlan(_Record):
-    """One runtime."""
+    """How one runtime is started."""
 
     runtime: Literal["mindie", "vllm-ascend"]
     world_sizes: list[WorldSize]
     benchmark: str = Field(
-        description="line that measures the throughput in batches of 1 to 10; of vllm-ascend, beside its server"
+        description="command that measures the throughput in batches of 1 to 10; with vllm-ascend, while its server runs"
     )
 
 
 class RunPlan(_Record):
-    """Launch lines and memory for a batch of prompts of some length."""
+    """Commands and memory for a batch of prompts of limited length."""
 
     batch: int = Field(ge=1)
-    input_tokens: int = Field(ge=1, description="longest prompt, image tokens included")
-    new_tokens: int = Field(ge=1)
+    input_tokens: int = Field(ge=1, description="maximum number of tokens of a prompt, image tokens included")
+    new_tokens: int = Field(ge=1, description="maximum number of tokens of an answer")
     runtimes: list[RuntimePlan]
-    notes: list[str] = Field(description="runtimes that do not open the artifact, and why")
+    notes: list[str] = Field(description="what a user should know, such as why a runtime cannot open the artifact")

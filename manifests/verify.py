@@ -1,4 +1,4 @@
-"""Verifying an artifact's files against its manifest, and the manifest against its checksum and its model."""
+"""Verifying an artifact's files against its manifest, and the manifest against its checksum and its schema."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from manifests.beside import foreign_files
 from manifests.errors import BadInputError
-from manifests.evaluation import EVALUATION_FOLDER
 from manifests.files import sha256_file
 from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, checksum_line
 from manifests.model import SCHEMA_VERSION, FileRecord, Manifest
 
-__all__ = ["Check", "failed", "passed", "skipped", "verify_files", "verify_manifest"]
+__all__ = ["Finding", "failed", "passed", "skipped", "verify_files", "verify_manifest"]
 
-# What may lie beside the files of a manifest: it is written for people or by later runs, and no runtime reads it.
-_FREE_NAMES = {MANIFEST_NAME, CHECKSUM_NAME, "run.json", EVALUATION_FOLDER}
+# Names of files that people may add to an artifact, since no runtime reads them.
 _FREE_PREFIXES = (".", "LICENSE", "NOTICE")
 _FREE_SUFFIXES = {".md"}
 
 
-class Check(BaseModel):
-    """One thing that was looked at: what, where, and how it is.
+class Finding(BaseModel):
+    """The outcome of one check: what was checked, where, and the result.
 
-    `place` is a file, a component, or both; inside a component also a block.
+    `place` names a file, a component or both, and the block if a single block of a component was checked.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,26 +36,26 @@ class Check(BaseModel):
     detail: str
 
 
-def passed(check: str, place: str, detail: str = "") -> Check:
-    """A check that found nothing."""
-    return Check(check=check, place=place, outcome="passed", detail=detail)
+def passed(check: str, place: str, detail: str = "") -> Finding:
+    """The finding of a check that passed."""
+    return Finding(check=check, place=place, outcome="passed", detail=detail)
 
 
-def failed(check: str, place: str, detail: str) -> Check:
-    """A finding."""
-    return Check(check=check, place=place, outcome="failed", detail=detail)
+def failed(check: str, place: str, detail: str) -> Finding:
+    """The finding of a check that failed; `detail` says what is wrong."""
+    return Finding(check=check, place=place, outcome="failed", detail=detail)
 
 
-def skipped(check: str, place: str, detail: str) -> Check:
-    """A check that an earlier finding has made impossible."""
-    return Check(check=check, place=place, outcome="skipped", detail=detail)
+def skipped(check: str, place: str, detail: str) -> Finding:
+    """The finding of a check that could not run; `detail` says why."""
+    return Finding(check=check, place=place, outcome="skipped", detail=detail)
 
 
-def verify_manifest(folder: Path) -> tuple[Manifest | None, list[Check]]:
+def verify_manifest(folder: Path) -> tuple[Manifest | None, list[Finding]]:
     """Check the manifest against its checksum and against the schema.
 
     Returns:
-        The manifest, or None if it cannot be relied on, and what was found.
+        The manifest, or None if it contradicts the schema or itself; and the findings.
 
     Raises:
         BadInputError: if there is no manifest.
@@ -77,7 +76,7 @@ def verify_manifest(folder: Path) -> tuple[Manifest | None, list[Check]]:
         data = json.loads(path.read_bytes())
         version = str(data["schema_version"])
         if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
-            findings.append(f"schema version {version}, this vlmconvert reads {SCHEMA_VERSION}")
+            findings.append(f"schema version {version}, and this vlmconvert reads {SCHEMA_VERSION}")
         else:
             manifest = Manifest.model_validate(data)
             findings += _contradictions(manifest)
@@ -90,27 +89,22 @@ def verify_manifest(folder: Path) -> tuple[Manifest | None, list[Check]]:
     return manifest, checks
 
 
-def verify_files(folder: Path, manifest: Manifest) -> Iterator[Check]:
-    """Check size and SHA-256 of every file that the manifest lists, and that nothing else lies there that a runtime could read."""
-    listed = set()
+def verify_files(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Check size and SHA-256 of every file in the manifest, and that the folder holds no other file that a runtime may read."""
     for component in manifest.components:
         for record in component.files:
-            listed.add(record.path)
             yield _file(folder, record, f"{component.name}, {record.path}")
     for record in manifest.assets:
-        listed.add(record.path)
         yield _file(folder, record, record.path)
-    unexpected = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        top = name.parts[0]
-        free = top in _FREE_NAMES or top.startswith(_FREE_PREFIXES) or name.suffix in _FREE_SUFFIXES
-        if path.is_file() and not free and name.as_posix() not in listed:
-            unexpected.append(failed("listed", name.as_posix(), "not in the manifest"))
-    yield from unexpected or [passed("listed", ".", "nothing beside the manifest's files")]
+    unexpected = [
+        failed("listed", path.as_posix(), "not in the manifest")
+        for path in foreign_files(folder, manifest)
+        if not path.parts[0].startswith(_FREE_PREFIXES) and path.suffix not in _FREE_SUFFIXES
+    ]
+    yield from unexpected or [passed("listed", ".", "no files but the manifest's")]
 
 
-def _file(folder: Path, record: FileRecord, place: str) -> Check:
+def _file(folder: Path, record: FileRecord, place: str) -> Finding:
     path = folder / record.path
     if not path.is_file():
         return failed("file", place, "missing")
@@ -122,24 +116,10 @@ def _file(folder: Path, record: FileRecord, place: str) -> Check:
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
-    """What the schema allows and yet cannot be."""
+    """Errors that the schema cannot exclude: files and components that are listed twice."""
     paths = [record.path for component in manifest.components for record in component.files]
     paths += [record.path for record in manifest.assets]
     names = [component.name for component in manifest.components]
     for kind, values in (("file", paths), ("component", names)):
         for value in sorted({value for value in values if values.count(value) > 1}):
             yield f"{kind} {value} is listed twice"
-    for component in manifest.components:
-        suffixes = sorted(Path(record.path).suffix for record in component.files)
-        if component.format == "ascend-w8a16":
-            if set(suffixes) != {".json", ".safetensors"}:
-                yield f"component {component.name} does not have weights and their description"
-            continue
-        expected = {"openvino": [".bin", ".xml"], "onnx": [".data", ".onnx"]}[component.format]
-        if suffixes != expected:
-            yield f"component {component.name} does not have one {expected[1]} and one {expected[0]}"
-    formats = {component.format.split("-")[0] for component in manifest.components}
-    if formats - {manifest.target}:
-        yield f"the target is {manifest.target}, and components are of {', '.join(sorted(formats - {manifest.target}))}"
-    if (manifest.run_plan is not None) != (manifest.target == "ascend"):
-        yield "a run plan goes with the target ascend, and with no other"

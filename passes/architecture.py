@@ -1,36 +1,35 @@
-"""What transformers says of a checkpoint's config: how its tensors are called, and which of them are linear layers.
+"""What transformers says about the model of a config: names and shapes of its tensors, and its linear layers.
 
-No weight is read and nothing is traced. Importing transformers takes seconds and hundreds of megabytes, so this is meant for
-a process of its own; what comes back is small and picklable.
+No weight is read and nothing is traced. Importing transformers takes seconds and hundreds of megabytes, so these functions
+are meant for a process of their own; the `Architecture` that they return is small and picklable.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifests.errors import BadInputError
+from manifests.errors import BadInputError, VlmConvertError
 from passes.checkpoint import Checkpoint
-from passes.export.template import empty_model, in_memory_names, load_config
+from passes.compat.transformers import tensor_renaming
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["Architecture", "read_architecture"]
+__all__ = ["Architecture", "config_to_blame", "describe_architecture", "load_config", "read_architecture"]
 
-# In-memory prefix -> prefixes under which checkpoints on the hub carry it, the one that runtimes look for first. Which of
-# them is right is not guessed: it is the first that transformers itself maps back to the name in memory.
+# In-memory prefix -> prefixes that may replace it in checkpoints on the hub, first the one that runtimes look for. The right
+# one is not guessed: it is the first that transformers maps back to the in-memory name.
 _ON_HUB = {
     "lm_head.": ("language_model.lm_head.",),
     "model.language_model.": ("language_model.model.",),
     "model.vision_tower.": ("vision_tower.vision_model.", "vision_tower."),
-    "model.vision_model.": ("vision_model.",),
-    "model.multi_modal_projector.": ("multi_modal_projector.",),
-    "model.vision_resampler.": ("vision_resampler.",),
-    "model.image_newline": ("image_newline",),
+    "model.": ("",),
 }
 
 
@@ -38,16 +37,19 @@ _ON_HUB = {
 class Architecture:
     """The tensors of one checkpoint, by all their names.
 
+    In-memory names are those of the model in this release of transformers. On-hub names are those of most checkpoints on the
+    hub, which other runtimes look for. A checkpoint's files may have either.
+
     Attributes:
-        config: the config with every default filled in.
-        names: in-memory tensor name -> name in the checkpoint's files; also of buffers that the config does not ask for,
-            which no artifact holds.
-        on_hub: in-memory tensor name -> on-hub name; also for tensors that the checkpoint ties and does not hold.
+        config: the config with every default filled in, also the dtypes of its parts, as JSON has it.
+        names: in-memory tensor name -> name in the checkpoint's files; also for buffers that the model of the config does
+            not have, which no artifact holds.
+        on_hub: in-memory tensor name -> on-hub name; also for tied tensors that the checkpoint does not hold.
         shapes: in-memory tensor name -> shape that the config implies.
         linears: in-memory names of the linear layers inside the language model, without its LM head.
         tied: in-memory tensor name -> in-memory name of the tensor whose values it shares.
-        gated: (up, down) in-memory names of linear layers with nothing between them but a product with a gate, so that a
-            factor may move from one's output to the other's input.
+        gated: in-memory names of pairs of linear layers (up, down) with only a product with a gate between them, so that a
+            factor may move from the output of `up` to the input of `down`.
     """
 
     config: dict[str, Any]
@@ -58,12 +60,36 @@ class Architecture:
     tied: dict[str, str]
     gated: tuple[tuple[str, str], ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields but `names`, as values that JSON can hold."""
+        return {
+            "config": self.config,
+            "on_hub": self.on_hub,
+            "shapes": self.shapes,
+            "linears": self.linears,
+            "tied": self.tied,
+            "gated": self.gated,
+        }
+
+    @classmethod
+    def from_json(cls, names: dict[str, str], content: dict[str, Any]) -> Architecture:
+        """The architecture of `names` and of what `to_json` returned."""
+        return cls(
+            config=content["config"],
+            names=names,
+            on_hub=content["on_hub"],
+            shapes={name: tuple(shape) for name, shape in content["shapes"].items()},
+            linears=tuple(content["linears"]),
+            tied=content["tied"],
+            gated=tuple((up, down) for up, down in content["gated"]),
+        )
+
     def source(self, name: str) -> str:
-        """The name in the checkpoint's files of the values of an in-memory tensor."""
+        """The name in the checkpoint's files of the tensor that holds the values of an in-memory tensor, tied or not."""
         return self.names[name if name in self.names else self.tied[name]]
 
     def in_file_order(self, checkpoint: Checkpoint) -> list[str]:
-        """In-memory names of the model's tensors, tied ones too, in the order in which a disk reads them."""
+        """In-memory names of the model's tensors, tied ones included, in the order in which their bytes lie in the files."""
 
         def place(name: str) -> tuple[str, int, str]:
             info = checkpoint.tensors[self.source(name)]
@@ -72,17 +98,17 @@ class Architecture:
         return sorted(self.shapes, key=place)
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Compare the checkpoint's tensors with what the config implies, on metadata.
+        """Compare the checkpoint's tensors with those that the config implies, by metadata.
 
         Raises:
-            BadInputError: if a tensor is missing or misshapen, or the language model has a matrix that the config does not
-                know, so that a description by the config would leave a linear layer out.
+            BadInputError: if a tensor is missing or has a wrong shape, or if the checkpoint holds a matrix that the model of
+                the config does not have, which an artifact would leave out.
         """
         for name, shape in self.shapes.items():
             if name not in self.names and name not in self.tied:
                 raise BadInputError(
                     f"{checkpoint.folder} lacks tensor {self.on_hub[name]} (shape {list(shape)}), which config.json asks for: "
-                    "fetch the checkpoint again or mend its config.json"
+                    "fetch the checkpoint again or correct its config.json"
                 )
             info = checkpoint.tensors[self.source(name)]
             if info.shape != shape:
@@ -94,24 +120,55 @@ class Architecture:
             info = checkpoint.tensors[in_file]
             if name not in self.shapes and len(info.shape) > 1:
                 raise BadInputError(
-                    f"{checkpoint.folder / info.file}: config.json knows no layer for tensor {in_file} "
-                    f"(shape {list(info.shape)}), so no runtime would be told of it: give the config that belongs to these weights"
+                    f"{checkpoint.folder / info.file}: config.json describes no layer for tensor {in_file} "
+                    f"(shape {list(info.shape)}), so no runtime would use it: give the config that belongs to these weights"
                 )
 
 
-def read_architecture(folder: Path, tensor_names: list[str]) -> Architecture:
-    """Ask transformers about a checkpoint folder.
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The config of a checkpoint folder as transformers completes it.
+
+    Raises:
+        BadInputError: if transformers refuses the config.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise BadInputError(f"transformers refuses {folder / 'config.json'} ({reason}): correct the config") from error
+    config.name_or_path = ""  # no result may depend on the path of the folder
+    return config
+
+
+def read_architecture(folder: Path, tensor_names: Iterable[str]) -> Architecture:
+    """The architecture of a checkpoint folder, as transformers knows it.
 
     Args:
         folder: holds config.json; its weights are not read.
-        tensor_names: names in its files, in either spelling.
+        tensor_names: names in the checkpoint's files, on-hub or in-memory.
 
     Raises:
-        BadInputError: if transformers refuses the config, or two names stand for one weight.
+        BadInputError: if transformers refuses the config, or two names stand for the same weight.
     """
-    config = load_config(folder)
-    model = empty_model(config)
-    names = in_memory_names(model, tensor_names)
+    return describe_architecture(load_config(folder), tensor_names)
+
+
+def describe_architecture(config: PreTrainedConfig, tensor_names: Iterable[str]) -> Architecture:
+    """The architecture of the model that a config describes, as transformers knows it.
+
+    Args:
+        config: see `load_config`.
+        tensor_names: names in the checkpoint's files, on-hub or in-memory.
+
+    Raises:
+        BadInputError: if transformers cannot make the model, or two names stand for the same weight.
+    """
+    model = _empty_model(config)
+    names = _in_memory_names(model, tensor_names)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {}
     ties = any(getattr(part, "tie_word_embeddings", False) for part in (config, config.get_text_config()))
@@ -119,7 +176,7 @@ def read_architecture(folder: Path, tensor_names: list[str]) -> Architecture:
         embeddings = next(name for name, part in model.named_modules() if part is model.get_input_embeddings())
         tied["lm_head.weight"] = f"{embeddings}.weight"
     return Architecture(
-        config=config.to_dict(),
+        config=json.loads(json.dumps(config.to_dict())),  # keys that are numbers become strings, as in a file
         names=names,
         on_hub=_on_hub_names(model, shapes),
         shapes=shapes,
@@ -127,6 +184,55 @@ def read_architecture(folder: Path, tensor_names: list[str]) -> Architecture:
         tied=tied,
         gated=tuple(_gated(model)),
     )
+
+
+@contextmanager
+def config_to_blame(what: str) -> Iterator[None]:
+    """Turn an exception in the `with` block into a `BadInputError` about the config.
+
+    The block must read no weights, so that only the config can be at fault. --debug shows the original exception.
+
+    Args:
+        what: what could not be made, such as `no model`.
+    """
+    try:
+        yield
+    except (VlmConvertError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInputError(
+            f"config.json describes {what} that can be made ({type(error).__name__}: {reason}): correct the config"
+        ) from error
+
+
+def _empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model that transformers makes of a config, with its weights on the meta device.
+
+    Raises:
+        BadInputError: if transformers cannot make it.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with config_to_blame("no model"), torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config)
+
+
+def _in_memory_names(model: PreTrainedModel, tensor_names: Iterable[str]) -> dict[str, str]:
+    """In-memory name -> name in the files, by transformers' own mapping, which leaves in-memory names as they are.
+
+    Raises:
+        BadInputError: if two names stand for the same weight.
+    """
+    in_memory = tensor_renaming(model)
+    names: dict[str, str] = {}
+    for name in tensor_names:
+        target = in_memory(name)
+        if target in names:
+            raise BadInputError(f"tensors {names[target]} and {name} are the same weight {target}: keep one of them")
+        names[target] = name
+    return names
 
 
 def _language_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
@@ -161,6 +267,6 @@ def _on_hub_names(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str
             prefix = next((prefix for prefix in _ON_HUB if name.startswith(prefix)), None)
             if prefix is not None and name not in found and attempt < len(_ON_HUB[prefix]):
                 candidates[name] = _ON_HUB[prefix][attempt] + name.removeprefix(prefix)
-        back = in_memory_names(model, candidates.values())
+        back = _in_memory_names(model, candidates.values())
         found |= {name: candidate for name, candidate in candidates.items() if back.get(name) == candidate}
     return {name: found.get(name, name) for name in names}

@@ -1,7 +1,7 @@
 """Reading a Hugging Face checkpoint: a local folder or a hub id, safetensors only, tensor by tensor.
 
-Opening a checkpoint reads metadata only: the config, the index and the header of every safetensors file. Whatever is
-wrong with them is refused here, before any weight is read.
+Opening a checkpoint reads only metadata: the config, the index and the header of every safetensors file. A fault in them is
+found here, before any weight is read.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
+from manifests.files import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +39,7 @@ _HEADER_LIMIT = 100_000_000  # the same limit as the safetensors library's
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `dtype` is F32, F16, BF16, I8 or I64, `offset` counts from the start of the file, in bytes."""
+    """Place of one tensor: `dtype` is F32, F16, BF16, I8 or I64, `offset` counts bytes from the start of the file."""
 
     file: str
     dtype: str
@@ -60,9 +62,9 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint; picklable, holds no weight.
+    """An opened checkpoint; picklable, since it holds no weights.
 
-    `tensors` is keyed by the names in the files, on-hub or in-memory spelling as the files have it.
+    The keys of `tensors` are the names in the files, which may be on-hub or in-memory names.
     """
 
     model: str
@@ -71,23 +73,35 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor as float32, whatever its dtype in the file."""
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
+        """Read one tensor as float32, whatever its dtype in the file.
+
+        Args:
+            name: name of the tensor in the checkpoint's files.
+            rows: the first and the last (exclusive) index along the first axis; None reads the whole tensor.
+
+        Raises:
+            BadInputError: if the file ends inside the tensor.
+        """
         import numpy as np
 
         info = self.tensors[name]
         stored = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8}[info.dtype]
-        values = np.fromfile(self.folder / info.file, dtype=stored, count=info.size, offset=info.offset)
-        if values.size != info.size:
+        shape, offset = info.shape, info.offset
+        if rows is not None:
+            shape = (rows[1] - rows[0], *shape[1:])
+            offset += rows[0] * (info.byte_size // info.shape[0])
+        values = np.fromfile(self.folder / info.file, dtype=stored, count=prod(shape), offset=offset)
+        if values.size != prod(shape):
             raise BadInputError(
-                f"{self.folder / info.file} ended inside tensor {name}: it changed while it was read; convert again"
+                f"{self.folder / info.file} ended inside tensor {name}, so it changed while it was read: convert again"
             )
         if info.dtype == "BF16":
             # bfloat16 is the upper half of a float32.
             wide = values.astype(np.uint32)
             wide <<= 16
             values = wide.view(np.float32)
-        return values.astype(np.float32, copy=False).reshape(info.shape)
+        return values.astype(np.float32, copy=False).reshape(shape)
 
     @property
     def weight_files(self) -> list[str]:
@@ -101,7 +115,7 @@ class Checkpoint:
 
     @property
     def main_dtype(self) -> str:
-        """The dtype that most bytes of the weights have."""
+        """The dtype that takes most bytes of the weights."""
         sizes: Counter[str] = Counter()
         for info in self.tensors.values():
             sizes[info.dtype] += info.byte_size
@@ -116,8 +130,14 @@ def fetch_checkpoint(
 ) -> tuple[Path, str | None]:
     """The local folder of a checkpoint and, if it came from the hub, its commit.
 
-    A path that exists is used as it is and nothing is fetched. A hub id is downloaded through huggingface_hub into its
-    usual cache: first everything but the weights, and `check` may refuse the model before they are on the way.
+    A local folder is used as it is. A hub id is downloaded through huggingface_hub into its usual cache: first all files but
+    the weights, so that `check` can refuse the model before the weights are downloaded.
+
+    Args:
+        model: a folder or a hub id.
+        revision: branch, tag or commit on the hub.
+        token: access token for the hub.
+        check: called with the folder before the weights are downloaded.
 
     Raises:
         BadInputError: if `model` is neither a folder nor a hub id that can be fetched.
@@ -126,12 +146,12 @@ def fetch_checkpoint(
     if path.is_dir():
         if revision is not None:
             raise BadInputError(
-                f"--revision {revision} goes with a hub id, and {model} is a local folder: leave it out"
+                f"--revision {revision} is only for hub ids, and {model} is a local folder: leave the option out"
             )
         return path, None
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise BadInputError(
-            f"{model} is no checkpoint folder and no hub id: give a folder with config.json, or org/name"
+            f"{model} is neither a checkpoint folder nor a hub id: give a folder with config.json, or org/name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -154,7 +174,7 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
     """Open a local checkpoint folder and check all its metadata.
 
     Raises:
-        BadInputError: if the config or a weight file is missing, damaged, unsafe or of a kind that is not read.
+        BadInputError: if the config or a weight file is missing, damaged, unsafe or in an unsupported format.
     """
     config = read_config(folder)
     if method := _quantization(folder, config):
@@ -172,9 +192,9 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
         for name, info in header.items():
             if name in tensors:
                 raise BadInputError(
-                    f"tensor {name} stands in both {tensors[name].file} and {file}: fetch the checkpoint again"
+                    f"tensor {name} is in both {tensors[name].file} and {file}: fetch the checkpoint again"
                 )
-            # Position ids, which older checkpoints hold and models make themselves, are no weight.
+            # Integers are position ids in older checkpoints; they are not weights, and models make them themselves.
             if info.dtype != _BUFFER_DTYPE:
                 tensors[name] = info
     return Checkpoint(model or folder.resolve().name, revision, folder, config, tensors)
@@ -184,45 +204,36 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The checkpoint's config.json.
 
     Raises:
-        BadInputError: if it is missing, damaged, or names no model type.
+        BadInputError: if the file is missing or damaged, or names no model_type.
     """
-    config = _read_json(folder / "config.json", "a Hugging Face checkpoint folder has one")
+    config = read_json(folder / "config.json", "give a Hugging Face checkpoint folder, which has one")
     if not isinstance(config, dict) or "model_type" not in config:
         raise BadInputError(f"{folder / 'config.json'} names no model_type: give an unmodified checkpoint folder")
     return config
 
 
 def _quantization(folder: Path, config: dict[str, Any]) -> str | None:
-    """How a folder's weights were quantized, if its config or its files say so."""
+    """How the weights in a folder were quantized, according to its config or its files; None if they are float."""
     for part in (config, config.get("text_config")):
         if isinstance(part, dict) and (method := part.get("quantization_config")):
             return str(method.get("quant_method", "unknown") if isinstance(method, dict) else method)
-    # What msmodelslim and MindIE write.
+    # msmodelslim and MindIE write this key, or the files below.
     if config.get("quantize"):
         return str(config["quantize"])
     return next((path.name for path in sorted(folder.glob("quant_model_description*.json"))), None)
 
 
-def _read_json(path: Path, why: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInputError(f"{path} is missing: {why}") from None
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{path} is not readable JSON ({error}): fetch the file again") from error
-
-
 def _weight_files(folder: Path) -> dict[str, set[str] | None]:
-    """Weight files and, where an index tells, the tensors that each must hold."""
+    """Names of the weight files -> names of the tensors that the index places in each, or None without an index."""
     index_file = folder / "model.safetensors.index.json"
     if index_file.exists():
-        index = _read_json(index_file, "")
+        index = read_json(index_file)
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(weight_map, dict) or not weight_map:
             raise BadInputError(f"{index_file} has no weight_map: fetch the file again")
         files: dict[str, set[str] | None] = {}
         for name, file in weight_map.items():
-            # A plain file name cannot leave the folder, neither by "..", nor by an absolute path.
+            # Only plain file names are allowed, since ".." or an absolute path would lead out of the folder.
             if not isinstance(file, str) or Path(file).name != file or file in {"", ".."}:
                 raise BadInputError(
                     f"{index_file} places tensor {name} in {file!r}, outside its own folder: do not use this checkpoint"
@@ -249,12 +260,12 @@ def read_header(folder: Path, file: str, dtypes: Sequence[str] = FLOAT_DTYPES) -
     """The tensors of one safetensors file.
 
     Args:
-        folder: where it lies.
-        file: its name.
-        dtypes: what is accepted.
+        folder: the folder of the file.
+        file: name of the file.
+        dtypes: accepted dtypes.
 
     Raises:
-        BadInputError: if it is damaged, or holds a tensor of another dtype.
+        BadInputError: if the file is damaged, or holds a tensor of another dtype.
     """
     path = folder / file
     damaged = f"{path} is not a whole safetensors file"
@@ -292,6 +303,6 @@ def read_header(folder: Path, file: str, dtypes: Sequence[str] = FLOAT_DTYPES) -
         end = max(end, last)
     if size != 8 + length + end:
         raise BadInputError(
-            f"{path} has {size} bytes, and its header asks for {8 + length + end}: the download was cut, fetch it again"
+            f"{path} has {size} bytes, but its header describes {8 + length + end}: fetch the file again"
         )
     return tensors

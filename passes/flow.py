@@ -1,11 +1,11 @@
-"""How values flow through the components of a model, whoever computes them."""
+"""The order in which the components of a model run on each other's outputs, whatever computes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from passes.split import Component
+from passes.vocabulary import Component
 
 __all__ = ["run_components"]
 
@@ -18,19 +18,19 @@ def run_components(
     prepare: Callable[[Component, Mapping[str, V]], Mapping[str, V]],
     compute: Callable[[Component, dict[str, V]], Mapping[str, V]],
 ) -> dict[str, V]:
-    """Run every component that has something to do.
+    """Run every component that is needed and has its inputs.
 
-    A component is passed by if what later ones read of its outputs is there already, or if one of its inputs is missing,
-    such as the pixels in a prompt without an image.
+    A component is skipped if the outputs of it that later components read are known already, or if one of its inputs is
+    missing, such as the pixel values for a prompt without an image.
 
     Args:
         components: in the order of the data flow.
         values: the inputs of the components by name.
-        prepare: runs a component's host step on all values, and returns what it makes.
-        compute: runs a component on its inputs, and returns its outputs.
+        prepare: runs a component's host step on all values, and returns the step's outputs by name.
+        compute: runs a component on its inputs, and returns its outputs by name.
 
     Returns:
-        The values and everything that the components have made.
+        The given values and the outputs of all components that ran.
     """
     known = dict(values)
     for number, component in enumerate(components):

@@ -1,7 +1,8 @@
-"""The store: results of passes, kept by the hash of everything that made them.
+"""The store: results of passes, kept by the hash of everything that they depend on.
 
-An entry is a folder. It is built under a temporary name and renamed when whole, so a name always stands for a finished
-result and a failure is never stored. A run that was killed finds what it had finished.
+An entry is a folder. It is made under a temporary name and renamed when it is complete, so the store holds only finished
+results and never a failure. After a run was killed, the next one finds what had been finished. The time of the last change of
+an entry's folder is that of its last use.
 """
 
 from __future__ import annotations
@@ -9,33 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Store", "default_store", "digest", "library_versions"]
+from manifests.files import remove_tree
+from manifests.leftovers import remove_leftovers, temporary_prefix
 
+__all__ = ["Entry", "Store", "default_store", "digest", "library_versions"]
+
+# Beginning of the names of folders that will be entries.
+_TEMPORARY = ".making-"
 # Libraries whose version can change a result.
 _LIBRARIES = ("numpy", "nncf", "openvino", "pillow", "safetensors", "torch", "transformers")
-_MORE = {
-    "openvino": ("openvino-tokenizers",),
-    "onnx": ("onnx", "onnx-ir", "onnxscript"),
-    "msmodelslim": ("msmodelslim",),
-}
 
 
-def library_versions(target: str = "openvino") -> dict[str, str]:
-    """Installed versions of the libraries that a result depends on; read from metadata, nothing is imported.
+def library_versions(*more: str) -> dict[str, str]:
+    """Installed versions of the libraries that a result depends on, read from metadata without importing them.
 
     Args:
-        target: what is made, or `msmodelslim` for what that engine makes.
+        more: further packages that this result depends on.
     """
     versions = {}
-    for name in (*_LIBRARIES, *_MORE.get(target, ())):
+    for name in (*_LIBRARIES, *more):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -44,7 +46,7 @@ def library_versions(target: str = "openvino") -> dict[str, str]:
 
 
 def digest(*parts: Any) -> str:
-    """SHA-256 of JSON-able parts, as 64 hexadecimal digits."""
+    """SHA-256 of values that JSON can hold, as 64 hexadecimal digits."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -55,30 +57,62 @@ def default_store() -> Path:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """An entry of the store.
+
+    Attributes:
+        key: its key.
+        what: what it is, in a few words; empty if nobody said.
+        size: number of bytes of its files.
+        used: time of its last use, in seconds since the epoch.
+    """
+
+    key: str
+    what: str
+    size: int
+    used: float
+
+
+@dataclass(frozen=True)
 class Store:
-    """Entries below one folder. Picklable, so workers in other processes write into the same store."""
+    """Entries below one folder. Picklable, so workers in other processes write into the same store.
+
+    Attributes:
+        root: the folder.
+        owner: whose results are made, such as the name of a checkpoint; it becomes part of what an entry says it is.
+    """
 
     root: Path
+    owner: str = ""
 
     def path(self, key: str) -> Path:
-        """Where the entry of `key` lies or would lie."""
+        """The folder of the entry of `key`, whether it exists or not."""
         return self.root / key[:2] / key
 
     def __contains__(self, key: str) -> bool:
         return self.path(key).is_dir()
 
-    def get_or_make(self, key: str, make: Callable[[Path], None]) -> Path:
-        """The entry of `key`; if there is none, `make` fills an empty folder that then becomes the entry.
+    def get_or_make(self, key: str, make: Callable[[Path], None], what: str = "") -> Path:
+        """The entry of `key`; if it does not exist, `make` fills an empty folder, which becomes the entry.
 
-        Whatever `make` raises passes through, and nothing is stored.
+        If `make` raises an exception, nothing is stored.
+
+        Args:
+            key: the key.
+            make: takes the empty folder.
+            what: what the entry is, in a few words, for people who look at the store.
         """
         entry = self.path(key)
         if entry.is_dir():
+            with suppress(OSError):  # of another user
+                os.utime(entry)
             return entry
         entry.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{key[:12]}-", dir=entry.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=entry.parent))
         try:
             make(temporary)
+            if what:
+                self._label(key).write_text(self._owned(what), encoding="utf-8")
             try:
                 os.rename(temporary, entry)
             except OSError:
@@ -86,9 +120,62 @@ class Store:
                 if not entry.is_dir():
                     raise
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):
+                remove_tree(temporary)
         return entry
 
     def remove(self, key: str) -> None:
-        """Forget an entry; unknown keys are fine."""
-        shutil.rmtree(self.path(key), ignore_errors=True)
+        """Remove an entry, if it exists."""
+        with suppress(OSError):
+            remove_tree(self.path(key))
+        with suppress(OSError):
+            self._label(key).unlink()
+
+    def entries(self) -> list[Entry]:
+        """All entries; the one that was used last comes last."""
+        return sorted(self._entries(), key=lambda entry: entry.used)
+
+    def size(self) -> int:
+        """Bytes of all entries of this owner."""
+        return sum(entry.size for entry in self._entries() if entry.what.startswith(self._owned("")))
+
+    def prune(self, limit: int, unused: float = 0) -> list[Entry]:
+        """Remove the entries that have not been used for the longest time, until the others take at most `limit` bytes.
+
+        Args:
+            limit: maximum number of bytes.
+            unused: number of seconds for which an entry must not have been used.
+
+        Returns:
+            The removed entries.
+        """
+        entries = self.entries()
+        size = sum(entry.size for entry in entries)
+        latest = time.time() - unused
+        removed = []
+        for entry in entries:
+            if size <= limit or entry.used > latest:
+                break
+            self.remove(entry.key)
+            removed.append(entry)
+            size -= entry.size
+        return removed
+
+    def remove_leftovers(self) -> int:
+        """Remove what killed processes have left unfinished; returns how many entries that were."""
+        folders = [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
+        return sum(remove_leftovers(folder, _TEMPORARY) for folder in folders)
+
+    def _entries(self) -> Iterator[Entry]:
+        for path in self.root.glob("[0-9a-f][0-9a-f]/" + "[0-9a-f]" * 64):
+            with suppress(OSError):  # removed meanwhile
+                label = self._label(path.name)
+                what = label.read_text(encoding="utf-8") if label.exists() else ""
+                size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                yield Entry(path.name, what, size, path.stat().st_mtime)
+
+    def _owned(self, what: str) -> str:
+        return f"{self.owner}: {what}" if self.owner else what
+
+    def _label(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.txt"

@@ -14,10 +14,10 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+from passes.ascend.family import AscendFamily
 from passes.checkpoint import read_config
-from passes.export.ascend_family import AscendFamily
 from vlmconvert.demo.training import build_bpe
-from vlmconvert.families import family_module
+from vlmconvert.families import family_of
 
 SIZE, PATCH, WIDTH = 28, 7, 64
 IMAGE, VIDEO = "<image>", "<video>"
@@ -34,7 +34,8 @@ CLASSES = {"llava": "Llava", "llava-next": "LlavaNext", "llava-next-video": "Lla
 
 def ascend_family(folder: Path) -> AscendFamily:
     """What Ascend runtimes make of the family of a checkpoint or an artifact."""
-    family: AscendFamily = family_module(read_config(folder)["model_type"].replace("_", "-")).ASCEND
+    family = family_of(read_config(folder), str(folder)).ascend
+    assert family is not None
     return family
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 # Before anything imports torch: the tests' own processes share the cores already.
@@ -12,12 +13,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 from click.testing import CliRunner, Result
 
-from passes.compress.msmodelslim import calibrate
-from vlmconvert.cli import main
+from passes.ascend.msmodelslim import calibrate
+from passes.onnx.trace import trace_kinds
+from tests.traces import keep_traces
+from vlmconvert.commands.cli import main
+from vlmconvert.conversion.helper import Helper
 from vlmconvert.families import demo_checkpoint
-from vlmconvert.pipeline import Helper
 
 _run = Helper.run
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The filter is set here, since pytest imports torch for it, which reads the number of threads at that moment."""
+    config.addinivalue_line("filterwarnings", "ignore::torch.jit.TracerWarning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: else the last of them runs while all other processes have nothing left to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:
@@ -25,13 +39,22 @@ def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], input=input)
 
 
+@pytest.fixture(scope="session")
+def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for ONNX traces that all test processes share."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "onnx-traces"
+
+
 @pytest.fixture(scope="session", autouse=True)
-def shared_helper():
+def shared_helper(shared_traces: Path):
     """One helper process for the conversions of a test process: importing transformers takes longer than most of them."""
     shared = Helper()
 
-    def run(helper: Helper, function, *arguments):
-        return _run(helper if function is calibrate else shared, function, *arguments)
+    def run(helper: Helper, function, *arguments, **options):
+        if function is trace_kinds:
+            return keep_traces(shared_traces, partial(_run, shared, trace_kinds, **options), *arguments)
+        return _run(helper if function is calibrate else shared, function, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Helper, "run", run)
@@ -43,6 +66,12 @@ def shared_helper():
 def own_helpers(monkeypatch: pytest.MonkeyPatch):
     """A helper process for each conversion, as it is outside of tests: nothing of one run can be seen by another."""
     monkeypatch.setattr(Helper, "run", _run)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """An empty working directory: in the checkout's, `make demo` may have left the artifact that a test plans anew."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 from manifests.files import file_record
 from manifests.io import read_manifest, write_manifest
 from passes.export.checksums import block_checksums, block_constants
-from vlmconvert.families import family_module
+from vlmconvert.families import load_family
+from vlmconvert.targets.openvino.target import TARGET as OPENVINO
 
 LANGUAGE_MODEL = "openvino_language_model.xml"
 VISION_ENCODER = "openvino_vision_encoder.xml"
@@ -35,12 +36,12 @@ def rehash(folder: Path) -> None:
     """Make the manifest fit the files again, as if a bad build had been published."""
     manifest = read_manifest(folder)
     config = json.loads((folder / "config.json").read_text())
-    parts = {part.name: part for part in family_module(manifest.family).components(config)}
+    parts = {part.name: part for part in load_family(manifest.family).components(config)}
     components = [
         item.model_copy(
             update={
                 "files": [file_record(folder / record.path, folder) for record in item.files],
-                "blocks": block_checksums(folder / f"{parts[item.name].stems['openvino']}.xml", parts[item.name]),
+                "blocks": block_checksums(folder / f"{OPENVINO.stem(parts[item.name])}.xml", parts[item.name]),
             }
         )
         for item in manifest.components
@@ -90,7 +91,7 @@ def zero_norm(folder: Path) -> None:
 def zero_quantized_weight(folder: Path) -> None:
     """Some int8 weights of one vision layer are zero; quantization has left their constant without a telling name."""
     xml = folder / VISION_ENCODER
-    component = family_module("mllama").components(json.loads((folder / "config.json").read_text()))[0]
+    component = load_family("mllama").components(json.loads((folder / "config.json").read_text()))[0]
     offset, size = max(block_constants(xml, component)["transformer.layers.1"], key=lambda place: place[1])
     data = bytearray(xml.with_suffix(".bin").read_bytes())
     data[offset : offset + size // 2] = bytes(size // 2)

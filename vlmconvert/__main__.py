@@ -1,6 +1,6 @@
-"""What `python -m vlmconvert` runs."""
+"""Entry point of `python -m vlmconvert`."""
 
-from vlmconvert.cli import main
+from vlmconvert.commands.cli import main
 
 if __name__ == "__main__":
     main(prog_name="vlmconvert")

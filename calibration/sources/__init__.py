@@ -1,7 +1,8 @@
-"""Where samples come from; each kind of source has its file, and `load_samples` tells them apart."""
+"""Sources of samples: one module for each kind of source; `load_samples` recognises the kind."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from calibration.scenes import Split, draw_scene
@@ -19,21 +20,23 @@ _KINDS = "scenes, a folder, captions.json:IMAGES, questions.json,annotations.jso
 
 
 def load_samples(source: str, count: int, seed: int = 0, split: Split = Split.CALIBRATION) -> SampleSet:
-    """Load `count` samples. Images stay where they are until they are asked for; the headers of all chosen ones are read.
+    """Load `count` samples.
+
+    An image is decoded when it is needed; here, only the headers of the chosen images are read.
 
     Args:
-        source: what the samples are:
-            `scenes`: drawn.
-            FOLDER: with `metadata.jsonl` (lines with file_name, and caption or question and answer), or of images with
-            a caption in a `.txt` of the same name.
+        source: where the samples come from:
+            `scenes`: images that vlmconvert draws (`calibration.scenes`).
+            FOLDER: a folder with `metadata.jsonl` (lines with file_name, and caption or question and answer), or of
+            images with a caption in a `.txt` of the same name.
             `captions.json:IMAGES`: COCO captions.
             `questions.json,annotations.json:IMAGES`: VQAv2; `questions.json:IMAGES` has no answers.
             `images.tsv,annotations.tsv`: base64 images and JSON texts by key.
-            `id` or `id:split`: of `datasets`.
-            Without IMAGES, images are beside the JSON file.
-        count: how many; a source with fewer gives all it has.
-        seed: which samples, and in which order.
-        split: which scenes, if the source is `scenes`.
+            `id` or `id:split`: a data set that the `datasets` library loads.
+            Without IMAGES, the images are beside the JSON file.
+        count: number of samples; a source with fewer gives all that it has.
+        seed: decides which samples are chosen, and their order.
+        split: split of the scenes, if the source is `scenes`.
 
     Raises:
         BadInputError: if the source is unknown, empty or unreadable.
@@ -53,7 +56,9 @@ def _find_samples(source: str, count: int, seed: int) -> SampleSet:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder_samples(folder, count, seed)
-    names, _, images = source.partition(":")
+    drive, rest = os.path.splitdrive(source)  # the colon in C: on Windows does not separate files and images
+    names, _, images = rest.partition(":")
+    names = f"{drive}{names}"
     files = [Path(name).expanduser() for name in names.split(",")]
     match sorted({path.suffix.lower() for path in files}):
         case [".json"]:
@@ -63,7 +68,7 @@ def _find_samples(source: str, count: int, seed: int) -> SampleSet:
         case [".tsv"]:
             raise BadInputError(f"{source} is not a pair of TSV files: give images.tsv,annotations.tsv")
     if source.startswith((".", "/", "~")) or "," in source or folder.exists():
-        raise BadInputError(f"data source {source} is not a folder, JSON or TSV files: give {_KINDS}")
+        raise BadInputError(f"data source {source} is neither a folder nor JSON or TSV files: give {_KINDS}")
     return hub_samples(source, count, seed)
 
 
@@ -72,7 +77,7 @@ def _scene_sample(split: Split, index: int, seed: int) -> Sample:
     turns = [(question.text, question.answer) for question in scene.questions]
     if split is Split.CALIBRATION:
         turns.append((CAPTION_PROMPT, scene.caption))
-        # Each position in the conversation sees each kind of question.
+        # Over the scenes, each kind of question occurs at each position of the conversation.
         first = index % len(turns)
         turns = turns[first:] + turns[:first]
     return Sample(scene.id, scene.image, tuple(turns))

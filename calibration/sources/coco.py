@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from calibration.sources.images import StoredImage, image_in
 from calibration.sources.samples import Sample, SampleSet, choose, sample_of
 from manifests.errors import BadInputError
+from manifests.files import read_json
 
 __all__ = ["coco_samples"]
 
@@ -21,23 +21,24 @@ _COCO_NAME = re.compile(r"(?:^|_)(\d{12})\.(?:jpe?g|png)$", re.IGNORECASE)
 def coco_samples(files: list[Path], images: Path | None, count: int, seed: int) -> SampleSet:
     """Samples of a captions file, or of VQA questions with or without their annotations.
 
-    A captions file gives one sample for each image that has captions, and all of them are its references. Questions give
-    one sample each, named by question_id, with the people's answers as references; without annotations there are none.
+    A captions file gives one sample for each image that has captions; all its captions are references. A questions file
+    gives one sample for each question, named by its question_id; the annotators' answers are the references, of which there
+    are none without an annotations file.
 
     Args:
         files: a captions file; or a questions file, alone or with its annotations, in any order.
-        images: the folder of the images, by default that of the first file. Captions name their image in it; those of
-            questions are found by the twelve digits of their COCO name, in subfolders too.
-        count: how many.
-        seed: which, and in which order.
+        images: the folder of the images, by default that of the first file. A captions file holds the images' file names;
+            the image of a question is found by the twelve digits in its COCO name, in subfolders too.
+        count: number of samples.
+        seed: decides which samples are chosen, and their order.
 
     Raises:
-        BadInputError: if a file is not of these kinds, an entry is broken, or an image is missing.
+        BadInputError: if a file is of another kind, an entry is broken, or an image is missing.
     """
     documents = {path: _read(path) for path in files}
     folder = images or files[0].parent
     if not folder.is_dir():
-        raise BadInputError(f"{folder} is not a folder of images: give it after the JSON file, as file.json:FOLDER")
+        raise BadInputError(f"{folder} is not a folder: give the folder of the images as file.json:FOLDER")
     questions = [path for path in files if "questions" in documents[path]]
     annotations = [path for path in files if "questions" not in documents[path] and "annotations" in documents[path]]
     match len(questions), len(annotations):
@@ -65,11 +66,11 @@ def _captioned(path: Path, document: dict[str, Any], folder: Path, count: int, s
     for where, annotation in _entries(path, document, "annotations"):
         key = _field(annotation, "image_id", (int, str), where)
         if key not in captions:
-            raise BadInputError(f"{where}: image {key} is not among the images: remove the entry")
+            raise BadInputError(f"{where}: the file lists no image {key}: remove the entry")
         captions[key].append(_field(annotation, "caption", str, where).strip())
     described = [entry for entry in entries if captions[entry[0]]]
     if not described:
-        raise BadInputError(f"{path} holds no captions: give a file that has some")
+        raise BadInputError(f"{path} holds no captions: give a file with captions")
     for key, name, where in choose(described, count, seed):
         yield sample_of(str(key), image_in(folder, name, where), {"captions": captions[key]}, where)
 
@@ -84,7 +85,7 @@ def _asked(
             try:
                 texts = [str(item["answer"]) for item in given]
             except (KeyError, TypeError) as error:
-                raise BadInputError(f"{where}: answers without an answer ({error}): mend the entry") from error
+                raise BadInputError(f"{where} has an answer without text ({error}): fix the entry") from error
             answers[_field(annotation, "question_id", int, where)] = texts
     entries = []
     known = set()
@@ -94,16 +95,20 @@ def _asked(
             raise BadInputError(f"{where}: question_id {key} occurs twice: remove one")
         known.add(key)
         if answers_path and not answers.get(key):
-            raise BadInputError(f"{where}: {answers_path} has no answers to question {key}: give files of one split")
+            raise BadInputError(
+                f"{where}: {answers_path} has no answers to question {key}: give files of the same split"
+            )
         entries.append((key, _field(question, "image_id", int, where), _field(question, "question", str, where), where))
     if not entries:
-        raise BadInputError(f"{path} holds no questions: give a file that has some")
-    # By number, because the split in the questions is not always that of the images: test-dev asks about test2015.
+        raise BadInputError(f"{path} holds no questions: give a file with questions")
+    # Images are found by number, because questions may name another split than images: test-dev asks about test2015.
     names = sorted(folder.rglob("*"), reverse=True)
     images = {int(found[1]): name for name in names if (found := _COCO_NAME.search(name.name))}
     for key, image_id, text, where in choose(entries, count, seed):
         if image_id not in images:
-            raise BadInputError(f"{where}: {folder} has no image COCO_..._{image_id:012d}.jpg: give the split's folder")
+            raise BadInputError(
+                f"{where}: {folder} has no image COCO_..._{image_id:012d}.jpg: give the folder of its split"
+            )
         picture = StoredImage.in_file(images[image_id], where)
         if answers_path:
             yield sample_of(str(key), picture, {"question": text, "answers": answers[key]}, where)
@@ -112,26 +117,21 @@ def _asked(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInputError(f"{path} does not exist: mend the path") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInputError(f"{path} is not JSON ({error}): download it again") from error
+    document = read_json(path, "give a file as COCO or VQAv2 ships it")
     if not isinstance(document, dict):
-        raise BadInputError(f"{path} is not a JSON object: give a file as COCO or VQA ships it")
+        raise BadInputError(f"{path} is not a JSON object: give a file as COCO or VQAv2 ships it")
     return document
 
 
 def _entries(path: Path, document: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The entries of a list, each with what an error calls it; they count from 1."""
+    """The entries of the list `key`, each with its place for error messages; places are counted from 1."""
     entries = document[key]
     if not isinstance(entries, list):
-        raise BadInputError(f"{path}: {key} is not a list: give a file as COCO or VQA ships it")
+        raise BadInputError(f"{path}: {key} is not a list: give a file as COCO or VQAv2 ships it")
     for number, entry in enumerate(entries, start=1):
         where = f"{path}, {key}, entry {number}"
         if not isinstance(entry, dict):
-            raise BadInputError(f"{where}: not a JSON object: mend the entry")
+            raise BadInputError(f"{where} is not a JSON object: fix the entry")
         yield where, entry
 
 
@@ -139,5 +139,5 @@ def _field(entry: dict[str, Any], key: str, kind: type | tuple[type, ...], where
     value = entry.get(key)
     if not isinstance(value, kind) or value == "":
         names = " or ".join(item.__name__ for item in (kind if isinstance(kind, tuple) else (kind,)))
-        raise BadInputError(f"{where}: no {key} ({names}): mend the entry")
+        raise BadInputError(f"{where} has no {key} of type {names}: fix the entry")
     return value

@@ -20,7 +20,7 @@ def folder_samples(folder: Path, count: int, seed: int) -> SampleSet:
     """Samples of a folder; an image without a caption has an empty answer.
 
     Raises:
-        BadInputError: if there is no image, or a line of `metadata.jsonl` is broken.
+        BadInputError: if the folder holds no image, or a line of `metadata.jsonl` is broken.
     """
     metadata = folder / "metadata.jsonl"
     entries = list(_described(metadata) if metadata.exists() else _captioned(folder))
@@ -36,14 +36,14 @@ def _described(metadata: Path) -> Iterator[Sample]:
             row: dict[str, Any] = json.loads(line)
             name = Path(row["file_name"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BadInputError(f"{where}: not a JSON object with file_name ({error}): mend the line") from error
+            raise BadInputError(f"{where} is not a JSON object with file_name ({error}): fix the line") from error
         yield sample_of(name.as_posix(), image_in(metadata.parent, row["file_name"], where), row, where)
 
 
 def _captioned(folder: Path) -> Iterator[Sample]:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not paths:
-        raise BadInputError(f"{folder} holds no images and no metadata.jsonl: give a folder with either")
+        raise BadInputError(f"{folder} holds neither images nor metadata.jsonl: give a folder with one of them")
     for path in paths:
         text = path.with_suffix(".txt")
         try:

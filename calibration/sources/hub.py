@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and whatever else `datasets` loads by name."""
+"""Samples of data sets on the Hugging Face hub, and of others that the `datasets` library loads by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from calibration.sources.images import StoredImage
+from calibration.sources.images import StoredImage, for_processor
 from calibration.sources.samples import SampleSet, sample_of
 from manifests.errors import BadInputError
 
@@ -19,12 +19,12 @@ _IMAGE_COLUMNS = ("image", "img")
 
 
 def hub_samples(source: str, count: int, seed: int) -> SampleSet:
-    """Samples of a `datasets` id, as `id` or `id:split`, streamed; their images are held as encoded.
+    """Stream samples of a data set, given as `id` or `id:split`; their images stay encoded in memory.
 
-    A sample is named by its `question_id`, otherwise by its place.
+    A sample is named by its `question_id`, otherwise by its position.
 
     Raises:
-        BadInputError: if it cannot be loaded, is empty, or has no image or text column.
+        BadInputError: if the data set cannot be loaded, is empty, or has no image or text column.
     """
     import datasets
 
@@ -49,14 +49,16 @@ def hub_samples(source: str, count: int, seed: int) -> SampleSet:
     samples = []
     for index, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
         if picture is None:
-            raise BadInputError(f"data source {name} has no image column ({', '.join(row)}): choose another data set")
+            raise BadInputError(
+                f"data source {name} has no image column (only {', '.join(row)}): choose another data set"
+            )
         samples.append(sample_of(str(row.get("question_id", f"{name}-{index}")), picture, row, name))
     return SampleSet(name, str(stream.info.version) if stream.info.version else None, seed, tuple(samples))
 
 
 def _picture(value: Any, where: str) -> Image.Image | StoredImage | None:
     if isinstance(value, Image.Image):
-        return value.convert("RGB")
+        return for_processor(value)
     if not isinstance(value, dict):
         return None
     encoded = value.get("bytes")

@@ -1,4 +1,4 @@
-"""A sample, a set of them, and how a row of texts becomes one."""
+"""Samples, sets of samples, and how a row of a data set becomes a sample."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Sample:
     """One image with a conversation about it.
 
     Attributes:
-        id: unique in its source; for VQA the question's id.
-        picture: the image, or where it is.
-        turns: (question, answer), at least one.
-        references: all right answers to the last question. By default that turn's own answer; empty if it has none.
+        id: unique in the source; for VQA the question_id.
+        picture: the image, or where it is stored.
+        turns: (question, answer) pairs, at least one.
+        references: all right answers to the last question; by default the answer of that turn, or none if it is empty.
     """
 
     id: str
@@ -47,17 +47,17 @@ class Sample:
 
     @property
     def image(self) -> Image.Image:
-        """The image, decoded anew each time if it is stored.
+        """The image; a stored image is decoded again at every access.
 
         Raises:
-            BadInputError: if it cannot be read.
+            BadInputError: if the image cannot be read.
         """
         return self.picture.read() if isinstance(self.picture, StoredImage) else self.picture
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Samples, and what a manifest says of them."""
+    """Samples, with the source, revision and seed that a manifest records."""
 
     source: str
     revision: str | None
@@ -65,7 +65,7 @@ class SampleSet:
     samples: tuple[Sample, ...]
 
     def with_sizes(self, sizes: Sequence[tuple[int, int]]) -> SampleSet:
-        """The same samples, the first images cut and scaled to `sizes` (width, height), so that each size occurs."""
+        """The same samples, with the first images cropped and scaled to `sizes` (width, height), one image for each size."""
         fitted = (
             replace(sample, picture=ImageOps.fit(sample.image, size))
             for sample, size in zip(self.samples, sizes, strict=False)
@@ -78,12 +78,12 @@ class SampleSet:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over sizes, pixels and texts, in order."""
+        """SHA-256 over image sizes, pixels and texts of all samples, in order."""
         state = hashlib.sha256()
         for sample in self.samples:
             image = sample.image
             texts: list[Any] = [image.size, sample.turns]
-            # What the turn already says is left out, so that a set without further references keeps its digest.
+            # A reference that only repeats the turn's answer is left out: it does not change the digest.
             if sample.references not in ((), (sample.turns[-1][1],)):
                 texts.append(sample.references)
             state.update(json.dumps(texts).encode())
@@ -92,22 +92,22 @@ class SampleSet:
 
 
 def choose(entries: list[_Entry], count: int, seed: int) -> list[_Entry]:
-    """At most `count` of the entries, in an order that the seed decides."""
+    """At most `count` of the entries, in an order that depends on the seed; `entries` is shuffled in place."""
     random.Random(seed).shuffle(entries)
     return entries[:count]
 
 
 def sample_of(id: str, picture: Image.Image | StoredImage, row: Mapping[str, Any], where: str) -> Sample:
-    """One sample from a row with a caption or captions, or with a question and its answer or answers.
+    """Make a sample of a row that has one or several captions, or a question with one or several answers.
 
-    Several texts are all references. The turn's answer is the one given most often, the first of equals.
+    All these texts are references. The answer of the turn is the most frequent text, the first one among equals.
 
     Raises:
-        BadInputError: if there is no text.
+        BadInputError: if the row has no caption and no answer.
     """
     texts = next((found for column in _TEXT_COLUMNS if (found := _texts(row.get(column)))), ())
     if not texts:
-        raise BadInputError(f"{where}: no caption or answer: add one of {', '.join(_TEXT_COLUMNS)}")
+        raise BadInputError(f"{where} has no caption or answer: add one of {', '.join(_TEXT_COLUMNS)}")
     question = next((row[column] for column in QUESTION_COLUMNS if row.get(column)), CAPTION_PROMPT)
     return Sample(id, picture, ((str(question), Counter(texts).most_common(1)[0][0]),), texts)
 

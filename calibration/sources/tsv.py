@@ -1,4 +1,4 @@
-"""Pairs of TSV files: images as base64 by key, and questions, answers or captions as JSON by the same key."""
+"""Samples of two TSV files: one holds images as base64 by key, the other questions and answers or captions as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from manifests.errors import BadInputError
 
 __all__ = ["tsv_samples"]
 
-# A line without an end would otherwise be read into memory whole.
+# Limit in bytes, so that a file without newlines is not read into memory as one line.
 _LONGEST_LINE = 128 * 2**20
 
 
@@ -26,7 +26,7 @@ def tsv_samples(images: Path, annotations: Path, count: int, seed: int) -> Sampl
     A line of `images` is `key\tbase64`. A line of `annotations` is `key\tJSON`: an object with a question and its answer
     or answers, a list of such objects (one sample each), or captions: a string, an object with `caption` or
     `captions`, or a list of either, all of them references of one sample. Samples are named by the `question_id` of
-    their object, otherwise by their key. Only the lines of chosen images are decoded, and only while they are used.
+    their object, otherwise by their key. Only the lines of chosen images are decoded, each when its image is needed.
 
     Raises:
         BadInputError: if a line is broken, or a chosen key has no image.
@@ -37,7 +37,7 @@ def tsv_samples(images: Path, annotations: Path, count: int, seed: int) -> Sampl
         try:
             rows = _rows(json.loads(value))
         except (ValueError, RecursionError) as error:
-            raise BadInputError(f"{where}: no questions or captions as JSON ({error}): mend the line") from error
+            raise BadInputError(f"{where} has no questions or captions as JSON ({error}): fix the line") from error
         for index, row in enumerate(rows):
             name = row.get("question_id", key if len(rows) == 1 else f"{key}-{index}")
             entries.append((str(name), key, row, where))
@@ -68,7 +68,9 @@ def _offsets(images: Path, keys: set[str]) -> dict[str, tuple[int, int]]:
     found: dict[str, tuple[int, int]] = {}
     for number, offset, key, _ in _lines(images):
         if key in found:
-            raise BadInputError(f"{images}, line {number}: image {key} is in line {found[key][0]} already: remove one")
+            raise BadInputError(
+                f"{images}, line {number}: image {key} is in line {found[key][0]} too: remove one of them"
+            )
         if key in keys:
             found[key] = number, offset
     return found
@@ -90,17 +92,19 @@ def _lines(path: Path) -> Iterator[tuple[int, int, str, bytes]]:
                 number += 1
                 where = f"{path}, line {number}"
                 if len(line) == _LONGEST_LINE:
-                    raise BadInputError(f"{where}: longer than {_LONGEST_LINE >> 20} MiB: split the file into lines")
+                    raise BadInputError(
+                        f"{where} is longer than {_LONGEST_LINE >> 20} MiB: end each entry by a newline"
+                    )
                 key, tab, value = line.partition(b"\t")
                 if line.strip():
                     if not tab or not key:
-                        raise BadInputError(f"{where}: not a key, a tab and a value: mend the line")
+                        raise BadInputError(f"{where} does not consist of a key, a tab and a value: fix the line")
                     try:
                         yield number, offset, key.decode(), value.strip()
                     except UnicodeDecodeError as error:
-                        raise BadInputError(f"{where}: the key is not UTF-8 ({error}): mend the line") from error
+                        raise BadInputError(f"{where}: the key is not UTF-8 ({error}): fix the line") from error
                 offset += len(line)
     except FileNotFoundError:
-        raise BadInputError(f"{path} does not exist: mend the path") from None
+        raise BadInputError(f"{path} does not exist: correct the path") from None
     except OSError as error:
         raise BadInputError(f"{path} cannot be read ({error}): use another file") from error

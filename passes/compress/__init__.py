@@ -1,1 +1,1 @@
-"""Weight compression of blocks and quantization of graphs, through NNCF."""
+"""Compression of blocks by NNCF: weights, and activations too."""

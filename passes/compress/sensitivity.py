@@ -1,95 +1,107 @@
-"""Which layers of a component stay in 8 bit when only a share of its weights may go to 4 bit.
+"""*measure-sensitivity*: scores layers, and chooses those that stay in 8 bit if only a share of the weights may be in 4 bit.
 
-NNCF scores each layer by itself and then ranks all layers of a graph. Here the blocks are scored one at a time, and the
-ranking joins their scores, so that the choice is that of one call on the whole graph.
+NNCF scores each layer by itself, and then ranks all layers of a graph. Here the layers are scored block by block, and ranked
+over the whole component, so that the choice equals that of one NNCF call on the whole graph.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from calibration.activations import read_activations
-from passes.base import BlockPass
-from passes.compress.weights import quiet_nncf
+from manifests.files import read_json
+from passes.base import Context, Form, Intermediate
+from passes.block_pass import BlockResults, FloatBlocks
+from passes.compat.nncf import layer_scores
+from passes.compress.nncf_output import quiet_nncf
+from passes.compress.observed import Observation, ObservedSource, ObservingPass, layer_inputs
 from passes.export.template import BlockSource
 
-__all__ = ["LayerScore", "MeasureSensitivityPass", "layers_in_8_bit", "read_scores"]
+if TYPE_CHECKING:
+    import openvino as ov
+
+    from passes.export.ir import Detached
+
+__all__ = ["LayerScore", "MeasureSensitivityPass", "ScoredBlocks", "layers_in_8_bit"]
 
 _SCORES_FILE = "scores.json"
 
 
 @dataclass(frozen=True)
 class LayerScore:
-    """NNCF's sensitivity of one layer; the tensor's in-memory name, and how many weights it has."""
+    """NNCF's sensitivity score of one layer, with the in-memory name and the number of values of its weight."""
 
     tensor: str
     weights: int
     score: float
 
 
+class ScoredBlocks(FloatBlocks):
+    """Float blocks whose layers can be ranked by sensitivity."""
+
+    def __init__(self, item: MeasureSensitivityPass, blocks: FloatBlocks, context: Context) -> None:
+        self.split, self.component, self.key, self.exact = blocks.split, blocks.component, blocks.key, blocks.exact
+        self._item, self._blocks, self._context = item, blocks, context
+
+    def detached(self, index: int) -> Detached:
+        """See `passes.block_pass.Blocks`."""
+        return self._blocks.detached(index)
+
+    def scores(self, indexes: Sequence[int]) -> list[LayerScore]:
+        """The scores of all layers of the blocks with these indexes; scores that the store lacks are measured first."""
+        results = BlockResults(self._item, self.split, self._context, {}, indexes)
+        results.make(last=False)
+        return [score for index in indexes for score in _read_scores(results.folder(index))]
+
+
 @dataclass(frozen=True)
-class MeasureSensitivityPass(BlockPass):
-    """NNCF's default score of each layer of a block: the greatest variance of its inputs, times its inverse 8-bit error."""
+class MeasureSensitivityPass(ObservingPass):
+    """NNCF's default score of each layer in a block: the maximum variance of its inputs, times its inverse 8-bit error."""
 
     name = "measure-sensitivity"
 
     group_size: int = 64
 
+    @property
+    def makes(self) -> Form:
+        return Form.F32_BLOCKS
+
+    def __call__(self, before: Intermediate, context: Context) -> Intermediate:
+        """See `TransformPass`."""
+        assert isinstance(before, FloatBlocks)
+        self.prepare(before, context)
+        return ScoredBlocks(self, before, context)
+
     def needs_activations(self, role: str) -> bool:
         return True
 
-    def run(self, source: BlockSource, output: Path) -> None:
-        import nncf
-        from nncf.openvino.graph.model_utils import remove_friendly_name_duplicates
-        from nncf.quantization.algorithms.weight_compression.algorithm import WeightCompression
+    def observe(self, model: ov.Model, floats: Sequence[str]) -> Observation:
+        """See `ObservingPass`."""
+        return layer_inputs(model)
 
-        model = remove_friendly_name_duplicates(source.model())
-        algorithm = WeightCompression(
-            mode=nncf.CompressWeightsMode.INT4_ASYM,
-            ratio=0.5,  # any below 1: the scores do not depend on it
-            group_size=self.group_size,
-            ignored_scope=nncf.IgnoredScope(),
-            all_layers=True,
-            sensitivity_metric=nncf.SensitivityMetric.MAX_ACTIVATION_VARIANCE,
-            awq=False,
-            subset_size=len(source.activations),
-            scale_estimation=False,
-            gptq=False,
-            lora_correction=False,
-            backup_mode=nncf.BackupMode.INT8_ASYM,
-            advanced_parameters=nncf.AdvancedCompressionParameters(
-                group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
-            ),
-        )
+    def run(self, source: BlockSource, output: Path) -> None:
+        assert isinstance(source, ObservedSource)
+        model, gather = source.observed_model()
         with quiet_nncf():
-            graph = nncf.build_graph(model)
-            algorithm.set_backend_entity(model)
-            everything, layers, _ = algorithm.get_weight_compression_parameters(model, graph)
-            dataset = nncf.Dataset(source.activations, read_activations)
-            _, points = algorithm.collect_statistics_and_statistic_points(
-                model, graph, None, dataset, layers, everything
-            )
-            # NNCF has no public way to its scores.
-            criterion = algorithm._mixed_precision_algo
-            criterion._set_backend_entity(model)
-            scores = criterion._calc_sensitivity(model, graph, layers, points)
-        found = [
-            (layer.weight_name, int(layer.num_weights), float(score))
-            for layer, score in zip(layers, scores, strict=True)
-        ]
+            found = layer_scores(model, gather, len(source.statistics), self.group_size)
         (output / _SCORES_FILE).write_text(json.dumps(found), encoding="utf-8")
 
 
-def read_scores(folder: Path) -> list[LayerScore]:
-    """What `MeasureSensitivityPass` wrote into `folder`."""
-    return [LayerScore(*entry) for entry in json.loads((folder / _SCORES_FILE).read_text(encoding="utf-8"))]
+def _read_scores(folder: Path) -> list[LayerScore]:
+    """Read the scores that `MeasureSensitivityPass` wrote into `folder`."""
+    return [LayerScore(*entry) for entry in read_json(folder / _SCORES_FILE, f"delete {folder}")]
 
 
 def layers_in_8_bit(scores: Iterable[LayerScore], ratio: float) -> frozenset[str]:
-    """The tensors that stay in 8 bit: 4 bit goes to the least sensitive layers while their share is below `ratio`."""
+    """Names of the tensors that stay in 8 bit: the least sensitive layers get 4 bit while their share is below `ratio`.
+
+    Args:
+        scores: the scores of all layers that may get 4 bit.
+        ratio: maximum share of their weights in 4 bit, from 0 to 1.
+    """
     ranked = sorted(scores, key=lambda layer: layer.score)
     total = sum(layer.weights for layer in ranked)
     weights = 0

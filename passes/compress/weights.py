@@ -1,79 +1,67 @@
-"""Weight compression of one block, through `nncf.compress_weights`.
+"""*compress-int8*, *compress-int4* and *compress-int4-awq*: weight compression of one block by `nncf.compress_weights`.
 
-What these passes do to a block is what one call of NNCF on the whole graph does to the same layers: the layers of the body
-in the asked precision, embeddings and LM head in 8 bit unless `all_layers`.
+These passes do to a block what one NNCF call on the whole graph does to the same layers: decoder and encoder layers get the
+precision of the pass, embeddings and LM head get 8 bit unless `all_layers`. Single layers may have a higher precision: `int8`
+in a 4-bit block, and `fp16` in any block.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from calibration.activations import read_activations
 from manifests.errors import BadInputError
-from passes.base import BlockPass
+from passes.base import Context, Effort, TransformPass, WeightBits
+from passes.block_pass import BlockPass, FloatBlocks
+from passes.compat.nncf import LEAST_GROUP_SIZE, adjusted_group_size, compress_int4
+from passes.compress.nncf_output import quiet_nncf
+from passes.compress.observed import Observation, ObservedSource, ObservingPass, layer_inputs
+from passes.compress.pieces import compress_block
+from passes.compress.sensitivity import MeasureSensitivityPass, ScoredBlocks, layers_in_8_bit
 from passes.export.openvino import save_block
 from passes.export.template import BlockSource
 
 if TYPE_CHECKING:
+    import nncf
     import openvino as ov
 
-__all__ = ["CompressInt4AwqPass", "CompressInt4Pass", "CompressInt8Pass", "adjusted_group_size", "quiet_nncf"]
+__all__ = ["CompressInt4AwqPass", "CompressInt4Pass", "CompressInt8Pass"]
 
-# NNCF's own lower limit for an adjusted group; below it a layer gets the 8-bit precision.
-_LEAST_GROUP = 32
-
-
-def adjusted_group_size(channels: int, group_size: int) -> int | None:
-    """The group size that a layer of `channels` input channels gets, or None if it falls back to 8 bit.
-
-    It is NNCF's rule (`GroupSizeFallbackMode.ADJUST`): the largest power of two that divides the channels, at least 32.
-    """
-    if group_size == -1 or channels % group_size == 0:
-        return group_size
-    largest = channels & -channels
-    return largest if largest >= _LEAST_GROUP else None
-
-
-@contextmanager
-def quiet_nncf() -> Iterator[None]:
-    """Keep NNCF's progress bars and messages off the terminal; the caller shows its own."""
-    import nncf
-
-    nncf.set_log_level(logging.ERROR)
-    with redirect_stdout(StringIO()):
-        yield
+# Bits per value of an 8-bit weight, its share of the row's scale and zero point included.
+_INT8_BITS = 8.1
 
 
 @dataclass(frozen=True)
 class CompressInt8Pass(BlockPass):
-    """8-bit weights, per output channel, asymmetric unless `symmetric`."""
+    """8-bit weights with one scale per output channel, and with zero points unless `symmetric`."""
 
     name = "compress-int8"
+    overrides = ("fp16",)
 
     symmetric: bool = False
 
     def run(self, source: BlockSource, output: Path) -> None:
-        save_block(_int8(source.model(), source, self.symmetric), source, output)
+        compress_block(lambda part: _int8(part.model(), part, self.symmetric), source, output)
+
+    def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
+        return WeightBits(_INT8_BITS) if len(shape) > 1 else WeightBits(16)
 
 
 @dataclass(frozen=True)
 class CompressInt4Pass(BlockPass):
-    """4-bit weights in groups along the input channels, from the weights alone.
+    """4-bit weights in groups of input channels, computed from the weights alone.
 
     Attributes:
-        group_size: input channels that share a scale; -1 for whole rows.
-        symmetric: without zero points.
-        ratio: greatest share of the component's weights in 4 bit, the rest in 8 bit; `passes.compress.sensitivity` chooses.
-        all_layers: embeddings and LM head in 4 bit too.
+        group_size: number of input channels that share a scale; -1 for whole rows.
+        symmetric: whether zero points are left out.
+        ratio: maximum share of the component's weights in 4 bit, chosen by `passes.compress.sensitivity`; the others get 8 bit.
+        all_layers: whether embeddings and LM head get 4 bit too.
     """
 
     name = "compress-int4"
+    overrides = ("int8", "fp16")
 
     group_size: int = 64
     symmetric: bool = False
@@ -81,9 +69,10 @@ class CompressInt4Pass(BlockPass):
     all_layers: bool = False
 
     def __post_init__(self) -> None:
-        if self.group_size != -1 and (self.group_size < _LEAST_GROUP or self.group_size & (self.group_size - 1)):
+        if self.group_size != -1 and (self.group_size < LEAST_GROUP_SIZE or self.group_size & (self.group_size - 1)):
             raise BadInputError(
-                f"group size {self.group_size} is not possible: use a power of two from {_LEAST_GROUP}, or -1 for whole rows"
+                f"group size {self.group_size} is not possible: use a power of two from {LEAST_GROUP_SIZE}, or -1 for whole "
+                "rows"
             )
         if not 0 < self.ratio <= 1:
             raise BadInputError(f"ratio {self.ratio} is not a share: use a number above 0 and up to 1")
@@ -92,48 +81,72 @@ class CompressInt4Pass(BlockPass):
         """Whether blocks of this role are compressed to 4 bit."""
         return role == "layer" or (self.all_layers and role != "glue")
 
-    def run(self, source: BlockSource, output: Path) -> None:
-        model = source.model()
-        if self.in_4_bit(source.block.role):
-            model = self._int4(model, source)
-        if not self.in_4_bit(source.block.role) or source.in_8_bit:
-            model = _int8(model, source, symmetric=False)
-        save_block(model, source, output)
+    def prerequisites(self) -> tuple[TransformPass, ...]:
+        return (MeasureSensitivityPass(self.group_size),) if self.ratio < 1 else ()
 
-    def _int4(self, model: ov.Model, source: BlockSource) -> ov.Model:
-        """Compress to 4 bit all layers but those that are to stay in 8 bit."""
+    def layers(self, blocks: FloatBlocks, context: Context) -> Mapping[str, str]:
+        """The precisions in the recipe, and 8 bit for the most sensitive layers if only a share may be in 4 bit."""
+        if not isinstance(blocks, ScoredBlocks) or self.ratio == 1:
+            return context.layers
+        ranked = [index for index, block in enumerate(blocks.component.blocks) if self.in_4_bit(block.role)]
+        chosen = layers_in_8_bit(blocks.scores(ranked), self.ratio)
+        return dict.fromkeys(chosen, "int8") | dict(context.layers)
+
+    def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
+        if len(shape) < 2:
+            return WeightBits(16)
+        if not self.in_4_bit(role):
+            return WeightBits(_INT8_BITS)
+        group = adjusted_group_size(shape[-1], self.group_size)
+        not_divisible = f"{layer}: {shape[-1]} channels, not divisible by {self.group_size}"
+        if group is None:
+            return WeightBits(_INT8_BITS, f"{not_divisible} or any group from {LEAST_GROUP_SIZE}: int8 per row")
+        bits = 4 + (16 + (0 if self.symmetric else 4)) / (shape[-1] if group == -1 else group)
+        bits = self.ratio * bits + (1 - self.ratio) * _INT8_BITS
+        return WeightBits(bits, None if group == self.group_size else f"{not_divisible}: group {group}")
+
+    def run(self, source: BlockSource, output: Path) -> None:
+        if self.joins_rows(source.block.role):
+            save_block(self._compressed(source), source, output)
+        else:
+            compress_block(self._compressed, source, output)
+
+    def joins_rows(self, role: str) -> bool:
+        """Whether the result for a row of a weight in such a block depends on other rows."""
+        return False
+
+    def _compressed(self, source: BlockSource) -> ov.Model:
+        in_4_bit = self.in_4_bit(source.block.role)
+        model = self.to_int4(source) if in_4_bit else source.model()
+        if not in_4_bit or "int8" in source.layers.values():
+            model = _int8(model, source, symmetric=False)
+        return model
+
+    def to_int4(self, source: BlockSource, awq: bool = False) -> ov.Model:
+        """Compress to 4 bit all layers but those that have another precision in `source.layers`."""
         import nncf
 
-        options: dict[str, Any] = {}
-        if source.activations:
-            options["dataset"] = nncf.Dataset(source.activations, read_activations)
-            options["subset_size"] = len(source.activations)
-        layers = [tensor.removesuffix(".weight") for tensor in sorted(source.in_8_bit)]
         with quiet_nncf():
             return nncf.compress_weights(
-                model,
+                source.model(),
                 mode=nncf.CompressWeightsMode.INT4_SYM if self.symmetric else nncf.CompressWeightsMode.INT4_ASYM,
                 group_size=self.group_size,
-                all_layers=True,  # of this block; `in_4_bit` has decided about the component's first and last
-                ignored_scope=nncf.IgnoredScope(names=layers),
+                all_layers=True,  # of this block: `in_4_bit` decides about the component's embeddings and LM head
+                awq=awq,
+                ignored_scope=_ignored(source.layers),
                 advanced_parameters=nncf.AdvancedCompressionParameters(
                     group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
                 ),
-                **self._algorithms(),
-                **options,
             )
-
-    def _algorithms(self) -> dict[str, Any]:
-        return {}
 
 
 @dataclass(frozen=True)
-class CompressInt4AwqPass(CompressInt4Pass):
-    """4-bit weights with AWQ (Lin et al., 2023) and NNCF's scale estimation, from the activations that reach the block.
+class CompressInt4AwqPass(ObservingPass, CompressInt4Pass):
+    """4-bit weights with AWQ (Lin et al., 2023) and NNCF's scale estimation, by the activations that reach the block.
 
     Attributes:
-        scale_estimation: scales that make a layer's outputs exact, not its weights.
-        data_free: AWQ from the weights alone (NNCF's way); there is no scale estimation then.
+        scale_estimation: whether the scales minimize the error of a layer's outputs, instead of that of its weights.
+        data_free: whether AWQ uses the weights alone, by NNCF's method; scale estimation is not possible then.
     """
 
     name = "compress-int4-awq"
@@ -151,15 +164,50 @@ class CompressInt4AwqPass(CompressInt4Pass):
     def needs_activations(self, role: str) -> bool:
         return self.in_4_bit(role) and not self.data_free
 
-    def _algorithms(self) -> dict[str, Any]:
-        return {"awq": True, "scale_estimation": self.scale_estimation}
+    def joins_rows(self, role: str) -> bool:
+        """See `CompressInt4Pass`."""
+        return self.in_4_bit(role)
+
+    def effort(self, role: str) -> Effort | None:
+        """See `TransformPass`; scale estimation tries many scales for each group."""
+        if not self.in_4_bit(role):
+            return super().effort(role)
+        return Effort(1.5, 80.0 if self.scale_estimation else 25.0, 100_000_000)
+
+    def observe(self, model: ov.Model, floats: Sequence[str]) -> Observation:
+        """See `ObservingPass`."""
+        return layer_inputs(model)
+
+    def to_int4(self, source: BlockSource, awq: bool = True) -> ov.Model:
+        """See `CompressInt4Pass`."""
+        if self.data_free:
+            return super().to_int4(source, awq)
+        assert isinstance(source, ObservedSource)
+        model, gather = source.observed_model()
+        samples, ignored = len(source.statistics), _ignored(source.layers)
+        with quiet_nncf():
+            return compress_int4(
+                model, gather, samples, self.group_size, self.symmetric, awq, self.scale_estimation, ignored
+            )
 
 
 def _int8(model: ov.Model, source: BlockSource, symmetric: bool) -> ov.Model:
+    """Compress to 8 bit all layers that are still float, except those with `fp16` in `source.layers`."""
     import nncf
 
     if source.block.role == "glue":
         return model
+    floats = _ignored(tensor for tensor, precision in source.layers.items() if precision == "fp16")
     mode = nncf.CompressWeightsMode.INT8_SYM if symmetric else nncf.CompressWeightsMode.INT8_ASYM
     with quiet_nncf():
-        return nncf.compress_weights(model, mode=mode)
+        return nncf.compress_weights(model, mode=mode, ignored_scope=floats)
+
+
+def _ignored(tensors: Iterable[str]) -> nncf.IgnoredScope:
+    """The operations that read these weights; see `BlockSource.template`.
+
+    NNCF does not validate the names, since a table that is read as a whole is not an operation that it finds.
+    """
+    import nncf
+
+    return nncf.IgnoredScope(names=[tensor.removesuffix(".weight") for tensor in sorted(tensors)], validate=False)

@@ -1,1 +1,1 @@
-"""From blocks to one OpenVINO IR: templates, block export, stitching, and the passes on the stitched graph."""
+"""From blocks to one OpenVINO IR: templates, export of blocks, stitching, and passes over the stitched graph."""

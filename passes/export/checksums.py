@@ -1,4 +1,4 @@
-"""Checksums of blocks inside a finished IR, so that damaged bytes can be traced to a block."""
+"""Checksums of the blocks in a finished IR, so that damaged bytes can be traced to a block."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from manifests.errors import ConversionError
-from passes.export.stitch import block_prefixes
-from passes.split import Component
+from passes.export.names import block_prefixes
+from passes.vocabulary import Component
 
 __all__ = ["block_checksums", "block_constants", "block_owner", "checksums"]
 
@@ -20,13 +20,13 @@ _THREADS = 2
 
 
 def block_constants(xml: Path, component: Component) -> dict[str, list[tuple[int, int]]]:
-    """Where the constants of each block lie in the .bin: (offset, size), in the graph's order.
+    """Places of each block's constants in the .bin file: (offset, size) in bytes, in the order of the graph.
 
-    A node tells its block by its name. Quantization leaves constants without a telling name; they belong to the block of
-    the first node with one that their value reaches.
+    The name of a node begins with a prefix of its block (`block_prefixes`). Constants that quantization adds have other
+    names; such a constant belongs to the block of the first node with such a prefix that its value reaches.
 
     Raises:
-        ConversionError: if a constant reaches no block.
+        ConversionError: if a constant reaches no node of a block.
     """
     tree = ElementTree.parse(xml)
     owner = block_owner(component)
@@ -52,16 +52,18 @@ def block_constants(xml: Path, component: Component) -> dict[str, list[tuple[int
 
 
 def block_checksums(xml: Path, component: Component) -> dict[str, str]:
-    """CRC-32 over the constants of each block, read in small pieces; the file's own SHA-256 is what proves it whole.
+    """CRC-32 over the constants of each block, which are read in small pieces.
+
+    They tell which block is damaged; whether a file is damaged at all, its SHA-256 tells.
 
     Raises:
-        ConversionError: if a constant reaches no block.
+        ConversionError: if a constant reaches no node of a block.
     """
     return checksums(xml.with_suffix(".bin"), block_constants(xml, component))
 
 
 def checksums(binary: Path, constants: Mapping[str, list[tuple[int, int]]]) -> dict[str, str]:
-    """CRC-32 over the pieces (offset, size) of a file that belong to each block."""
+    """CRC-32 over the pieces (offset, size) of a file that belong to each block, as 8 hexadecimal digits."""
 
     def checksum_of(places: list[tuple[int, int]]) -> str:
         checksum = 0
@@ -79,7 +81,7 @@ def checksums(binary: Path, constants: Mapping[str, list[tuple[int, int]]]) -> d
 
 
 def block_owner(component: Component) -> Callable[[str], str | None]:
-    """Tells the block of a node by its name."""
+    """A function that takes the name of a node, and returns the name of its block, or None if it belongs to none."""
     prefixes = {prefix: block.name for block in component.blocks for prefix in block_prefixes(block)}
 
     def owner(name: str) -> str | None:

@@ -7,27 +7,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manifests.errors import BadInputError
-from passes.base import Pass
-from passes.export.ir import DECOMPRESSION
+from passes.base import Context, Form, Intermediate, TransformPass, WeightBits, named_failure
+from passes.block_pass import FloatBlocks, SplitBlocks
+from passes.export.ir import BLOCK_FILE, DECOMPRESSION, store_in_half
 from passes.export.template import BlockSource
 from passes.export.weights import WeightBytes
+from passes.store import digest
 
 if TYPE_CHECKING:
     import openvino as ov
 
-__all__ = ["BLOCK_FILE", "ExportOpenvinoPass", "save_block"]
+    from passes.export.ir import Detached
 
-BLOCK_FILE = "block.xml"
+__all__ = ["ExportOpenvinoPass", "ExportedBlocks", "save_block"]
+
+_BITS = {"f32": 32.0, "f16": 16.0}
+
+
+class ExportedBlocks(FloatBlocks):
+    """Blocks with float weights, which are converted to the pass's dtype while they are copied."""
+
+    def __init__(self, item: ExportOpenvinoPass, split: SplitBlocks) -> None:
+        self.split, self.component, self._item = split, split.component, item
+        self.key = digest("export", str(item), item.version, split.key)
+        self.exact = item.dtype == "f32"
+
+    def detached(self, index: int) -> Detached:
+        """See `passes.block_pass.Blocks`."""
+        source = self.split.source(index)
+        with named_failure(self._item, self.component.name, source.block.name):
+            return self._item.export(source)
 
 
 @dataclass(frozen=True)
-class ExportOpenvinoPass(Pass):
-    """A block's graph with its weights stored as `dtype` f32 or f16; it computes in float32.
+class ExportOpenvinoPass(TransformPass):
+    """A block's graph with its weights stored as `dtype` f32 or f16; the graph computes in float32.
 
     The weights stay in the checkpoint until the component is written, and are converted while they are copied.
     """
 
     name = "export-openvino"
+    takes = (Form.SPLIT,)
 
     dtype: str = "f16"
 
@@ -35,8 +55,20 @@ class ExportOpenvinoPass(Pass):
         if self.dtype not in {"f32", "f16"}:
             raise BadInputError(f"pass {self.name}: dtype={self.dtype} is unknown: use f32 or f16")
 
-    def __call__(self, source: BlockSource) -> tuple[ov.Model, dict[str, WeightBytes]]:
-        """The block with its weights detached: inputs named after the tensors, and where their bytes lie."""
+    @property
+    def makes(self) -> Form:
+        return Form.F32_BLOCKS if self.dtype == "f32" else Form.F16_BLOCKS
+
+    def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits:
+        return WeightBits(_BITS[self.dtype])
+
+    def __call__(self, before: Intermediate, context: Context) -> Intermediate:
+        """See `TransformPass`."""
+        assert isinstance(before, SplitBlocks)
+        return ExportedBlocks(self, before)
+
+    def export(self, source: BlockSource) -> Detached:
+        """The block's graph with inputs, named after the tensors, in place of weights; and the places of their bytes."""
         import openvino as ov
         from openvino import opset13
 
@@ -63,10 +95,14 @@ class ExportOpenvinoPass(Pass):
 
 
 def save_block(model: ov.Model, source: BlockSource, output: Path) -> None:
-    """Write a compressed block's IR; what is still float is stored as float16.
+    """Write the IR of a compressed block, with float16 weights for layers that the recipe leaves float.
 
-    A block without weights keeps float32: its constants are frequencies and positions, which half precision would spoil.
+    If no layer is compressed, all weights are stored as float16. A block without weights keeps float32, because its constants
+    are frequencies and positions, for which half precision is not exact enough.
     """
     import openvino as ov
 
-    ov.save_model(model, output / BLOCK_FILE, compress_to_fp16=bool(source.block.tensors))
+    floats = [tensor for tensor, precision in source.layers.items() if precision == "fp16"]
+    store_in_half(model, floats)
+    # `save_model` does not change graphs that hold compressed weights already.
+    ov.save_model(model, output / BLOCK_FILE, compress_to_fp16=bool(source.block.tensors) and not floats)

@@ -1,4 +1,4 @@
-"""Writing safetensors files without holding a tensor: the header comes first, so every size is known before any value is."""
+"""Writing safetensors files without holding a tensor in memory: only names, dtypes and shapes must be known at the start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from passes.checkpoint import TensorInfo
 
 __all__ = ["CHUNK", "Entry", "file_size", "raw_chunks", "ring", "split_into_shards", "write_safetensors"]
 
-# Small enough for a chunk to stay in a core's cache from reading to hashing.
+# Size of a chunk in bytes: small enough to stay in a core's cache from reading to hashing.
 CHUNK = 1 << 18
 _ALIGNMENT = 8
 
@@ -34,12 +34,13 @@ class Entry:
 
 
 def write_safetensors(path: Path, entries: Sequence[Entry], chunks: Iterable[bytes | memoryview]) -> FileRecord:
-    """Write one file.
+    """Write one safetensors file.
 
     Args:
-        path: where it goes.
-        entries: its tensors, in the order of their bytes.
-        chunks: the bytes of all tensors, one after the other; see `manifests.files.write_hashed` for how long each must last.
+        path: the file to write.
+        entries: the tensors, in the order of their bytes.
+        chunks: the bytes of all tensors, one after the other; `manifests.files.write_hashed` says how long the memory of a
+            chunk must stay valid.
 
     Returns:
         The file's record, hashed while it was written.
@@ -49,7 +50,7 @@ def write_safetensors(path: Path, entries: Sequence[Entry], chunks: Iterable[byt
 
 
 def file_size(entries: Sequence[Entry]) -> int:
-    """Bytes of the file that `write_safetensors` makes."""
+    """Number of bytes of the file that `write_safetensors` writes for these tensors."""
     return len(_header(entries)) + sum(entry.size for entry in entries)
 
 
@@ -69,7 +70,7 @@ def _header(entries: Sequence[Entry]) -> bytes:
 
 
 def split_into_shards(sizes: Sequence[int], limit: int) -> list[slice]:
-    """Consecutive runs of items whose sizes add up to at most `limit`; an item beyond it stands alone."""
+    """Divide items into consecutive runs of at most `limit` bytes; an item larger than that is a run of its own."""
     runs: list[slice] = []
     first = total = 0
     for index, size in enumerate(sizes):
@@ -81,12 +82,12 @@ def split_into_shards(sizes: Sequence[int], limit: int) -> list[slice]:
 
 
 def ring(size: int) -> Iterator[np.ndarray]:
-    """Byte buffers to be filled in turn for `write_hashed`: fresh memory for each chunk would take longer than the rest."""
+    """Byte buffers to fill in turn for `write_hashed`: allocating new memory for each chunk would take most of the time."""
     return cycle([np.empty(size, np.uint8) for _ in range(CHUNKS_AHEAD + 2)])
 
 
 def raw_chunks(folder: Path, info: TensorInfo, buffers: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The bytes of a stored tensor as they are, in views of `buffers` that hold whole values.
+    """Read the bytes of a stored tensor, in views of `buffers` that hold whole values.
 
     Raises:
         BadInputError: if the file ends inside the tensor.
@@ -98,6 +99,6 @@ def raw_chunks(folder: Path, info: TensorInfo, buffers: Iterator[np.ndarray]) ->
             buffer = next(buffers)
             chunk = buffer[: min(left, buffer.size)]
             if stream.readinto(chunk) != chunk.size:  # type: ignore[arg-type]
-                raise BadInputError(f"{folder / info.file} ended while it was read: it has changed; convert again")
+                raise BadInputError(f"{folder / info.file} ended early, so it changed while it was read: convert again")
             left -= chunk.size
             yield chunk

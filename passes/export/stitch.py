@@ -2,43 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from manifests.errors import ConversionError
-from passes.base import Pass
+from passes.base import Context, Form, Intermediate, TransformPass, named_failure
+from passes.block_pass import Blocks
+from passes.export.names import block_names, tensor_name
 from passes.export.weights import WeightBytes
-from passes.split import Block, Component
+from passes.graph_pass import Graph
+from passes.store import digest
+from passes.vocabulary import Component
 
 if TYPE_CHECKING:
     import openvino as ov
 
-    Detached = tuple[ov.Model, dict[str, WeightBytes]]
+    from passes.export.ir import Detached
 
-__all__ = ["StitchPass", "block_names", "block_prefixes", "tensor_name"]
+__all__ = ["StitchPass"]
 
 
 @dataclass(frozen=True)
-class StitchPass(Pass):
-    """Join stored blocks: each input of a block is fed by the last value of that name, or becomes a graph input.
+class StitchPass(TransformPass):
+    """Join blocks: an input of a block is the last value of its name that an earlier block makes, or else a graph input.
 
     The graph's outputs are the component's, followed by the new values of its state. Any other value is named after the
-    block that makes it, so that the block can be found in the finished artifact (`passes.validate.cut`).
+    block that makes it, so that the block can be cut out of the finished artifact (`passes.validate.cut`).
     """
 
     name = "stitch"
     version = 2
+    takes = (Form.F32_BLOCKS, Form.F16_BLOCKS, Form.COMPRESSED_BLOCKS)
 
-    def __call__(self, component: Component, blocks: Iterable[Detached]) -> tuple[ov.Model, dict[str, WeightBytes]]:
+    @property
+    def makes(self) -> Form:
+        return Form.GRAPH
+
+    def __call__(self, before: Intermediate, context: Context) -> Intermediate:
+        """See `TransformPass`."""
+        assert isinstance(before, Blocks)
+        component = before.component
+
+        def build() -> Detached:
+            with named_failure(self, component.name):
+                return self.join(component, map(before.detached, range(len(component.blocks))))
+
+        return Graph(component, digest("stitch", self.version, before.key), before, build, before.exact, (self.name,))
+
+    def join(self, component: Component, blocks: Iterable[Detached]) -> Detached:
         """Stitch one component.
 
         Args:
-            component: what the graph is to take and return.
-            blocks: every block in order, with its weights detached.
+            component: describes the inputs and outputs of the graph.
+            blocks: every block in order, with its weights detached (see `passes.export.ir`).
 
         Returns:
-            The graph with its weights detached, and where their bytes lie.
+            The graph with its weights detached, and the places of their bytes.
+
+        Raises:
+            ConversionError: if a block reads a value that neither a block nor the graph's inputs provide.
         """
         import openvino as ov
         from openvino import opset13
@@ -75,7 +98,7 @@ class StitchPass(Pass):
         order = [port.name for port in component.inputs if port.name in inputs] + list(component.state)
         if missing := inputs.keys() - set(order):
             raise ConversionError(
-                f"blocks of the {component.name} need {', '.join(sorted(missing))}, which nothing makes"
+                f"blocks of the {component.name} read {', '.join(sorted(missing))}, which no block and no input provides"
             )
         results = [
             opset13.result(values[name], name=name)
@@ -89,27 +112,3 @@ class StitchPass(Pass):
             result.output(0).set_names({name, component.aliases.get(name, name)})
         stitched.validate_nodes_and_infer_types()
         return stitched, weights
-
-
-def block_prefixes(block: Block) -> tuple[str, ...]:
-    """What the names of a block's nodes begin with in the stitched graph."""
-    return (f"{block.name}/", *(name.removesuffix(".weight") for name in block.tensors.values()))
-
-
-def block_names(block: Block) -> Callable[[str], str]:
-    """Make names unique over all blocks: what is called after a tensor keeps its name, the rest gets the block's in front."""
-    own, *modules = block_prefixes(block)
-
-    def rename(name: str) -> str:
-        return name if name.startswith(tuple(modules)) else f"{own}{name}"
-
-    return rename
-
-
-def tensor_name(component: Component, block: Block, port: str) -> str:
-    """The tensor name of what a block makes: an output of the graph has that output's name alone, by which runtimes find it."""
-    value = block.outputs[port]
-    last = next(other for other in reversed(component.blocks) if value in other.outputs.values())
-    if last.name == block.name and any(output.name == value for output in component.outputs):
-        return value
-    return f"{block.name}.{port}"

@@ -1,38 +1,38 @@
 """Templates: a block's graph traced once per kind, with its weights as named inputs.
 
-Tracing takes torch and a module, but no weight: the parameters live on the meta device and enter the trace as inputs.
-A template is filled with the weights of any block of its kind, in any process, without torch.
+Tracing needs torch and a module, but no weights: the parameters are on the meta device, and become inputs of the trace.
+Filling a template with the weights of a block of its kind needs no torch, and can be done in any process.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from calibration.activations import BlockInputs
-from manifests.errors import BadInputError, VlmConvertError
+from manifests.files import read_json
+from passes.architecture import Architecture, config_to_blame, describe_architecture, load_config
 from passes.checkpoint import Checkpoint, TensorInfo
-from passes.split import Block, Component, Kind, TensorShapes
+from passes.compat.torch import put_tensor
+from passes.vocabulary import Block, Component, Kind, TensorShapes, kinds_of
 
 if TYPE_CHECKING:
     import openvino as ov
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from torch import nn
 
-__all__ = ["BlockSource", "Templates", "empty_model", "in_memory_names", "load_config", "prepare"]
+__all__ = ["BlockSource", "Templates", "prepare"]
 
-VERSION = 1
+VERSION = 3
 _CONFIG_FILE, _NAMES_FILE, _SHAPES_FILE = "config.json", "names.json", "shapes.json"
+_ARCHITECTURE_FILE = "architecture.json"
 
 
 @dataclass(frozen=True)
 class Templates:
-    """A folder with the traced kinds of one config, the config as transformers completes it, and the tensor names."""
+    """A folder with the graph of every kind of block, and with what transformers says about the config."""
 
     folder: Path
 
@@ -48,32 +48,47 @@ class Templates:
 
     @property
     def shapes(self) -> dict[str, TensorShapes]:
-        """Kind -> parameter -> shape."""
+        """Kind -> parameter -> shape; the parameters are in the order of the trace's inputs."""
         kinds = self._read(_SHAPES_FILE)
         return {kind: {name: tuple(shape) for name, shape in shapes.items()} for kind, shapes in kinds.items()}
 
+    @property
+    def architecture(self) -> Architecture:
+        """All names of the model's tensors, for targets that need no graphs."""
+        return Architecture.from_json(self.names, self._read(_ARCHITECTURE_FILE))
+
     def _read(self, file: str) -> Any:
-        return json.loads((self.folder / file).read_text(encoding="utf-8"))
+        return read_json(self.folder / file, f"delete {self.folder}")
 
 
 @dataclass(frozen=True)
 class BlockSource:
     """Everything that a block pass needs to make one block; picklable.
 
-    `activations` says where the inputs of each sample lie; empty for passes that need none. `in_8_bit` are tensors that a
-    pass to 4 bit leaves in 8 bit.
+    Attributes:
+        checkpoint: the checkpoint, which holds the weights.
+        templates: the traced kinds of block.
+        block: the block, bound to its tensors.
+        activations: where to read the block's inputs for each sample; empty for passes that need none.
+        layers: tensor (in-memory name) -> the precision that this layer gets instead of the pass's own.
+        rows: tensor -> the first and the last (exclusive) of its rows that are used, if not all are.
     """
 
     checkpoint: Checkpoint
     templates: Templates
     block: Block
     activations: tuple[BlockInputs, ...] = ()
-    in_8_bit: frozenset[str] = frozenset()
+    layers: Mapping[str, str] = field(default_factory=dict)
+    rows: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def with_rows(self, tensor: str, first: int, last: int) -> Self:
+        """The same block with some rows of one of its weights, such as the embeddings of a part of the vocabulary."""
+        return replace(self, rows={tensor: (first, last)})
 
     def template(self) -> ov.Model:
-        """The block's graph: inputs and outputs are named after the kind's ports, weights are inputs too.
+        """The block's graph with its weights as inputs; other inputs and outputs are named after the kind's ports.
 
-        The operations that read weights are called after the checkpoint's tensors (in-memory spelling).
+        An operation that reads a weight is named after the weight's tensor (in-memory name without `.weight`).
         """
         import openvino as ov
 
@@ -83,10 +98,14 @@ class BlockSource:
                 node = target.get_node()
                 if node.get_type_name() in {"MatMul", "Gather", "Convolution"}:
                     node.set_friendly_name(tensor.removesuffix(".weight"))
+            if tensor in self.rows:
+                first, last = self.rows[tensor]
+                parameter.set_partial_shape(ov.PartialShape([last - first, *parameter.get_partial_shape()[1:]]))
+        model.validate_nodes_and_infer_types()
         return model
 
     def weights(self, model: ov.Model) -> list[tuple[ov.op.Parameter, str]]:
-        """The inputs of a template that stand for weights, with the tensors' names."""
+        """The inputs of a template that stand for weights, each with the in-memory name of its tensor."""
         return [
             (parameter, self.block.tensors[parameter.get_friendly_name()])
             for parameter in model.get_parameters()
@@ -94,140 +113,83 @@ class BlockSource:
         ]
 
     def tensor_info(self, tensor: str) -> TensorInfo:
-        """Where a tensor lies, by its in-memory name."""
+        """Place of the tensor with this in-memory name."""
         return self.checkpoint.tensors[self.templates.names[tensor]]
 
     def model(self) -> ov.Model:
-        """The block with its weights in memory, as float32 constants named after the tensors."""
+        """The block's graph with its weights in memory, as float32 constants named after their tensors."""
+        return self.fill(self.template())
+
+    def fill(self, template: ov.Model) -> ov.Model:
+        """Put the weights into a graph that `template` has returned; see `model`."""
         import openvino as ov
 
-        model = self.template()
         names = self.templates.names
-        for parameter, tensor in self.weights(model):
-            constant = ov.op.Constant(self.checkpoint.read(names[tensor]), shared_memory=True)
+        for parameter, tensor in self.weights(template):
+            values = self.checkpoint.read(names[tensor], self.rows.get(tensor))
+            constant = ov.op.Constant(values, shared_memory=True)
             constant.set_friendly_name(tensor)
             parameter.output(0).replace(constant.output(0))
-            model.remove_parameter(parameter)
-        model.validate_nodes_and_infer_types()
-        return model
+            template.remove_parameter(parameter)
+        template.validate_nodes_and_infer_types()
+        return template
 
 
-def prepare(folder: Path, tensor_names: list[str], describe: str, output: Path) -> None:
-    """Complete the config, map the tensor names and trace every kind of block; meant for a process of its own.
+def prepare(
+    folder: Path,
+    tensor_names: list[str],
+    describe: Callable[[dict[str, Any]], tuple[Component, ...]],
+    output: Path,
+    trace: bool = True,
+) -> None:
+    """Complete the config, map the tensors' names and trace every kind of block; meant for a process of its own.
 
     Args:
         folder: the checkpoint folder; its weights are not read.
-        tensor_names: names in the files.
-        describe: `package.module:function` that makes components of the completed config.
-        output: an existing empty folder, to become `Templates.folder`.
+        tensor_names: names of the tensors in the checkpoint's files.
+        describe: takes the completed config, and returns the components, such as a family's method; picklable.
+        output: an existing empty folder, which becomes `Templates.folder`.
+        trace: whether a graph of each kind is traced; otherwise, the folder holds everything else.
 
     Raises:
-        BadInputError: if transformers refuses the config, or no model can be made by it.
+        BadInputError: if transformers refuses the config, or cannot make a model of it.
+        ConversionError: if two kinds have the same name, or a block's weights do not fit the parameters of its kind.
     """
     config = load_config(folder)
     completed = config.to_dict()
-    with _config_to_blame("no components"):
-        components: tuple[Component, ...] = _load(describe)(completed)
-    shapes: dict[str, dict[str, list[int]]] = {}
+    with config_to_blame("no components"):
+        components = describe(completed)
+    shapes: dict[str, TensorShapes] = {}
+    for kind in kinds_of(components).values():
+        with config_to_blame(f"no {kind.name}"):
+            module = kind.make_module(completed)
+        shapes[kind.name] = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        if trace:
+            _trace(kind, module, output)
     for component in components:
-        for kind in component.kinds.values():
-            shapes[kind.name] = _trace(kind, completed, output)
-    names = in_memory_names(empty_model(config), tensor_names)
-    for file, content in ((_CONFIG_FILE, completed), (_NAMES_FILE, names), (_SHAPES_FILE, shapes)):
+        component.bound(shapes)
+    architecture = describe_architecture(config, tensor_names)
+    for file, content in (
+        (_CONFIG_FILE, completed),
+        (_NAMES_FILE, architecture.names),
+        (_SHAPES_FILE, shapes),
+        (_ARCHITECTURE_FILE, architecture.to_json()),
+    ):
         (output / file).write_text(json.dumps(content), encoding="utf-8")
 
 
-@contextmanager
-def _config_to_blame(what: str) -> Iterator[None]:
-    """Turn what goes wrong inside into a `BadInputError`: no weight is read there, so only the config makes a difference.
-
-    The original error stays its cause, which --debug shows.
-    """
-    try:
-        yield
-    except (VlmConvertError, ImportError, MemoryError):
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadInputError(
-            f"config.json describes {what} that can be made ({type(error).__name__}: {reason}): mend the config"
-        ) from error
-
-
-def _load(reference: str) -> Any:
-    module, _, attribute = reference.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def load_config(folder: Path) -> PreTrainedConfig:
-    """The config of a checkpoint folder as transformers completes it.
+def _trace(kind: Kind, module: nn.Module, output: Path) -> None:
+    """Trace the module of a kind into `<kind>.xml` and `.bin`; its parameters become inputs, and are removed from the module.
 
     Raises:
-        BadInputError: if transformers refuses it.
-    """
-    from transformers import AutoConfig
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise BadInputError(f"transformers refuses {folder / 'config.json'}: {reason}; mend the config") from error
-    config.name_or_path = ""  # where the folder lies is nothing that a result may depend on
-    return config
-
-
-def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The class that transformers has for a config, its weights on the meta device.
-
-    Raises:
-        BadInputError: if transformers cannot make it.
-    """
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    with _config_to_blame("no model"), torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
-
-
-def in_memory_names(model: PreTrainedModel, tensor_names: Iterable[str]) -> dict[str, str]:
-    """In-memory name -> name in the files, by transformers' own mapping; names already in memory spelling stay.
-
-    Raises:
-        BadInputError: if two names stand for one weight.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-    renamings = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightRenaming)]
-    expected = model.state_dict()
-    names: dict[str, str] = {}
-    for name in tensor_names:
-        target, _ = rename_source_key(name, renamings, [], model.base_model_prefix, expected)
-        if target in names:
-            raise BadInputError(
-                f"tensors {names[target]} and {name} are one and the same weight {target}: keep one of them"
-            )
-        names[target] = name
-    return names
-
-
-def _trace(kind: Kind, config: dict[str, Any], output: Path) -> dict[str, list[int]]:
-    """Trace one kind into `<kind>.xml/.bin`; returns its parameters' shapes.
-
-    Raises:
-        BadInputError: if torch cannot make or trace it by this config.
+        BadInputError: if torch cannot trace the module, for which only the config can be at fault.
     """
     import openvino as ov
     import torch
 
-    to_blame = partial(_config_to_blame, f"no {kind.name}")
-    with to_blame():
-        module = _load(kind.module)(config, **kind.options).eval()
     shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
-    # A trace needs shapes, not values: on the meta device even the largest block takes no memory. It cannot trace
-    # convolutions or buffers that hold values; there, one zero stands for the whole weight.
+    # A trace needs only shapes, so on the meta device even the largest block takes no memory. Convolutions and buffers with
+    # values cannot be traced there: their modules are traced on the CPU, where one expanded zero stands for each weight.
     real = not shapes or any(isinstance(part, torch.nn.Conv2d) for part in module.modules())
     device = torch.device("cpu" if real else "meta")
     weights = [torch.zeros((), device=device).expand(shape) for shape in shapes.values()]
@@ -244,15 +206,12 @@ def _trace(kind: Kind, config: dict[str, Any], output: Path) -> dict[str, list[i
     class Traced(torch.nn.Module):
         def forward(self, *tensors: torch.Tensor) -> Any:
             for name, tensor in zip(shapes, tensors[: len(shapes)], strict=True):
-                path, _, leaf = name.rpartition(".")
-                owner = module.get_submodule(path)
-                owner._parameters.pop(leaf, None)
-                owner.__dict__[leaf] = tensor
+                put_tensor(module, name, tensor)
             return module(*tensors[len(shapes) :])
 
     arguments = (*weights, *examples)
     with torch.no_grad(), device:
-        with to_blame():
+        with config_to_blame(f"no {kind.name}"):
             traced = torch.jit.trace(Traced(), arguments, check_trace=False)
         model = ov.convert_model(traced, example_input=arguments)
     ports = list(shapes.items())
@@ -262,9 +221,8 @@ def _trace(kind: Kind, config: dict[str, Any], output: Path) -> dict[str, list[i
         parameter.set_friendly_name(name)
         parameter.output(0).set_names({name})
     for result, port in zip(model.get_results(), kind.outputs, strict=True):
-        # A name of its own, even where an output is the same tensor as an input or as another output.
+        # This gives each output a name of its own, even if it is the same tensor as an input or as another output.
         result.input_value(0).add_names({f"{port.name}.out"})
         result.set_friendly_name(port.name)
     model.validate_nodes_and_infer_types()
     ov.save_model(model, output / f"{kind.name}.xml", compress_to_fp16=False)
-    return shapes

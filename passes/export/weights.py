@@ -1,4 +1,4 @@
-"""Weights on their way from file to file: converted and hashed in small pieces, so that memory use does not depend on their size."""
+"""Copying weights from file to file: they are converted and hashed in small pieces, whatever their size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rows", "WeightBytes", "write_bytes"]
 
-# Small enough for a chunk to stay in a core's cache from reading to hashing.
+# Size of a chunk in bytes: small enough to stay in a core's cache from reading to hashing.
 _CHUNK = 1 << 18
 
 _NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "I8": "u1", "U4": "u1", "I4": "u1"}
@@ -29,7 +29,7 @@ _SIGN = {"I8": 0x80, "I4": 0x88}
 
 @dataclass(frozen=True)
 class Rows:
-    """How a matrix gets wider on the way: every value `repeat` times, then zeros up to `width` values a row."""
+    """How a matrix is widened: every value of a row of `columns` is repeated `repeat` times, and zeros fill up to `width`."""
 
     columns: int
     repeat: int
@@ -38,10 +38,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Where the bytes of one constant lie: `size` bytes from `offset` of `file`.
+    """Place of the bytes of one constant, and how they are changed while they are copied.
 
-    `stored` and `wanted` are empty unless the values are to be changed on the way: floats (F32, F16, BF16) are converted,
-    signed codes (I8, I4) moved to the unsigned range (U8, U4). 4-bit values lie two in a byte, the first in the lower half.
+    Two 4-bit values are in one byte, the first one in the lower half.
+
+    Attributes:
+        file: the file that holds the bytes.
+        offset: start of the bytes in the file.
+        size: number of bytes.
+        stored: dtype in the file, if the values are converted: F32, F16, BF16, U8, I8, U4 or I4.
+        wanted: dtype to convert to: floats to F32 or F16, signed codes (I8, I4) to unsigned ones (U8, U4).
+        rows: how the rows of a matrix are widened, if they are.
     """
 
     file: Path
@@ -53,7 +60,7 @@ class WeightBytes:
 
     @property
     def final_size(self) -> int:
-        """Bytes after the conversion."""
+        """Number of bytes after the conversion."""
         if self.stored == self.wanted and self.rows is None:
             return self.size
         count = self.size * 8 // _BITS[self.stored]
@@ -63,24 +70,24 @@ class WeightBytes:
 
 
 def write_bytes(path: Path, small: bytes, copies: list[tuple[WeightBytes, int]], size: int) -> FileRecord:
-    """Write `small` and every constant at its place, while another thread hashes what was written.
+    """Write `small` and every constant at its offset, while another thread hashes the bytes.
 
     Args:
         path: the file to write.
-        small: what the file begins with.
-        copies: the constants and their offsets, ascending.
-        size: of the whole file.
+        small: the bytes at the start of the file.
+        copies: the constants and their offsets in the file, ascending.
+        size: number of bytes of the whole file.
 
     Raises:
-        ConversionError: if a source is too short, or a weight is beyond the range of float16.
+        ConversionError: if a source file is too short, or a weight exceeds the range of float16.
     """
     return write_hashed(path, chain([small], _chunks(copies, len(small))), size)
 
 
 def _chunks(copies: list[tuple[WeightBytes, int]], position: int) -> Iterator[bytes | memoryview]:
-    """The bytes of the constants one after the other, with the gaps between their places filled.
+    """The bytes of the constants one after the other, with zeros in the gaps between them.
 
-    A chunk is overwritten when `CHUNKS_AHEAD` + 1 others have followed it: fresh memory for each would take longer than the rest.
+    The memory of a chunk is reused after `CHUNKS_AHEAD` + 1 more chunks: allocating new memory would take most of the time.
     """
     import numpy as np
 
@@ -103,7 +110,7 @@ def _chunks(copies: list[tuple[WeightBytes, int]], position: int) -> Iterator[by
 
 
 def _wider_rows(file: IO[bytes], source: WeightBytes) -> Iterator[memoryview]:
-    """The bytes of a matrix whose rows get wider; an even number of rows at a time, so that 4-bit values end with a byte."""
+    """The bytes of a matrix whose rows are widened; an even number of rows at a time, so that 4-bit values fill all bytes."""
     import numpy as np
 
     assert source.rows is not None
@@ -130,7 +137,7 @@ def _wider_rows(file: IO[bytes], source: WeightBytes) -> Iterator[memoryview]:
 
 
 def _too_short(source: WeightBytes) -> ConversionError:
-    return ConversionError(f"{source.file} is shorter than its graph says")
+    return ConversionError(f"{source.file} is shorter than its graph says: convert again")
 
 
 def _convert(chunk: np.ndarray, source: WeightBytes, buffer: np.ndarray) -> np.ndarray:
@@ -146,7 +153,7 @@ def _convert(chunk: np.ndarray, source: WeightBytes, buffer: np.ndarray) -> np.n
     else:
         with np.errstate(over="ignore"):
             np.copyto(result, values, casting="unsafe")
-    # Infinity and NaN have all bits of the exponent set; on the bits, the check takes no time beside the conversion.
+    # Infinity and NaN have all bits of the exponent set; a check of the bits takes little time beside the conversion.
     if source.wanted == "F16" and np.bitwise_and(result.view(np.uint16), 0x7FFF).max() >= 0x7C00:
         raise ConversionError(
             f"a weight in {source.file.name} is beyond the range of float16: use fp32 instead of fp16"
@@ -156,7 +163,7 @@ def _convert(chunk: np.ndarray, source: WeightBytes, buffer: np.ndarray) -> np.n
 
 @cache
 def _of_bfloat16(dtype: str) -> np.ndarray:
-    """What each of the 65536 values of bfloat16 is in another dtype; to look them up is faster than to convert in numpy."""
+    """All 65536 bfloat16 values in another dtype, for look-up by their bits, which is faster than numpy's conversion."""
     import numpy as np
 
     # bfloat16 is the upper half of a float32.

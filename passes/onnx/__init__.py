@@ -1,1 +1,1 @@
-"""The ONNX target: blocks as ONNX graphs, joined and written with their weights beside them."""
+"""ONNX: blocks as ONNX graphs, which are joined and written with their weights in a second file."""

@@ -1,4 +1,4 @@
-"""Checksums of blocks inside a finished ONNX graph; `passes.export.checksums` for ONNX."""
+"""Checksums of the blocks in a finished ONNX graph, as `passes.export.checksums` for OpenVINO."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from manifests.errors import ConversionError
 from passes.export.checksums import block_owner, checksums
 from passes.onnx.file import data_file, weight_places
-from passes.split import Component
+from passes.vocabulary import Component
 
 __all__ = ["block_checksums", "block_constants"]
 
 
 def block_constants(path: Path, component: Component) -> dict[str, list[tuple[int, int]]]:
-    """Where the constants of each block lie in the .data file: (offset, size), in the graph's order.
+    """Places of each block's constants in the .data file: (offset, size) in bytes, in the order of the graph.
 
     Raises:
-        ConversionError: if the name of a constant tells no block.
+        ConversionError: if the name of a constant does not begin with a prefix of a block (`block_prefixes`).
     """
     owner = block_owner(component)
     found: dict[str, list[tuple[int, int]]] = {}
@@ -32,6 +32,6 @@ def block_checksums(path: Path, component: Component) -> dict[str, str]:
     """CRC-32 over the constants of each block, read in small pieces.
 
     Raises:
-        ConversionError: if a constant belongs to no block.
+        ConversionError: if the name of a constant does not begin with a prefix of a block (`block_prefixes`).
     """
     return checksums(data_file(path), block_constants(path, component))

@@ -1,4 +1,4 @@
-"""What a compressed graph in OpenVINO IR says of its weights, read from its files alone."""
+"""Reading the weights of a compressed OpenVINO IR from its files: codes, scales, zero points and scaled activations."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from xml.etree import ElementTree
 import numpy as np
 
 from manifests.errors import ConversionError
+from passes.compat.nncf import INPUT_SCALINGS
 from passes.export.weights import Rows, WeightBytes
 
 __all__ = ["Activation", "CompressedGraph", "Constant", "QuantizedWeight"]
 
 _BITS = {"u4": 4, "i4": 4, "u8": 8, "i8": 8}
 _FLOATS = {"f32": np.float32, "f16": np.float16}
-# What NNCF calls the multiplications by which AWQ and SmoothQuant scale the input of a layer.
-_SCALING = ("/awq_mul", "/nncf_smooth_quant")
-# Operations between a quantized activation and its layer that change no value.
+# Operations between a quantized activation and the layer that reads it; they change no value.
 _MOVING = {"Reshape", "Transpose"}
 _WEIGHT_PORTS = {"MatMul": 1, "Convolution": 1, "Gather": 0}
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A constant: its dtype as OpenVINO calls it, its shape, and where its bytes lie."""
+    """A constant of the graph: its dtype in OpenVINO's spelling, its shape, and the place of its bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -33,16 +32,16 @@ class Constant:
 
     @property
     def count(self) -> int:
-        """How many values it has."""
+        """Number of values."""
         return prod(self.shape)
 
     def converted(self, wanted: str, rows: Rows | None = None) -> WeightBytes:
-        """Its bytes in another dtype, or in wider rows."""
+        """The place of its bytes, to be converted to the dtype `wanted`, and perhaps widened, while they are copied."""
         place = self.place
         return WeightBytes(place.file, place.offset, place.size, self.dtype.upper(), wanted, rows)
 
     def read(self) -> np.ndarray:
-        """The values of a small float constant."""
+        """Read the values of a small float constant."""
         with self.place.file.open("rb") as file:
             file.seek(self.place.offset)
             return np.frombuffer(file.read(self.place.size), _FLOATS[self.dtype]).reshape(self.shape)
@@ -50,7 +49,10 @@ class Constant:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Codes [rows, ...], and a scale for each row or for each group in it; without zero points if symmetric."""
+    """A quantized weight: codes [rows, ...], and a scale for each row or for each group in a row.
+
+    `zero_point` is None if the quantization is symmetric.
+    """
 
     codes: Constant
     scale: Constant
@@ -58,22 +60,23 @@ class QuantizedWeight:
 
     @property
     def bits(self) -> int:
-        """Of one code."""
+        """Number of bits of one code."""
         return _BITS[self.codes.dtype]
 
     @property
     def groups(self) -> int:
-        """Scales of a row."""
+        """Number of scales of one row."""
         return self.scale.count // self.codes.shape[0]
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What quantization does to the input of a layer: a multiplication, then 8 bit.
+    """What compression does to the input of a layer: a multiplication, then quantization to 8 bit; either may be missing.
 
     Attributes:
-        factors: of the multiplication, if there is one.
-        scale, zero_point: of unsigned 8-bit values; a scale of 0 leaves the input in float.
+        factors: the factors of the multiplication, if there is one.
+        scale: scale of the unsigned 8-bit values; 0 if the input stays float.
+        zero_point: zero point of the unsigned 8-bit values.
     """
 
     factors: Constant | None = None
@@ -82,10 +85,10 @@ class Activation:
 
 
 class CompressedGraph:
-    """The constants of an IR by the checkpoint's tensors.
+    """The constants of an IR, found by the in-memory names of the checkpoint's tensors.
 
     Args:
-        xml: the graph; its .bin lies beside it. The layers that read weights are called after the tensors.
+        xml: the graph; its .bin file lies beside it. The layers that read weights must be named after the tensors.
     """
 
     def __init__(self, xml: Path) -> None:
@@ -99,21 +102,26 @@ class CompressedGraph:
             inputs[int(edge.attrib["to-port"])] = edge.attrib["from-layer"]
 
     def weight(self, tensor: str) -> Constant | QuantizedWeight:
-        """A tensor as the graph holds it.
+        """The weight that the graph holds for a tensor: a float constant or a quantized weight.
 
         Raises:
-            ConversionError: if it holds no such tensor.
+            ConversionError: if the graph holds no such weight.
         """
         key = self._by_name.get(tensor)
-        if key is not None and self._type(key) == "Const" and self._constant(key).dtype in _FLOATS:
+        if key is not None and self._is_float(key):
             return self._constant(key)
         layer = self._by_name.get(tensor.removesuffix(".weight"))
         if layer is None or self._type(layer) not in _WEIGHT_PORTS:
             raise ConversionError(f"{self._xml} has no weight {tensor}: remove it from the store and convert again")
-        return self._quantized(tensor, self._inputs[layer][_WEIGHT_PORTS[self._type(layer)]])
+        source = self._inputs[layer][_WEIGHT_PORTS[self._type(layer)]]
+        return self._quantized(tensor, source)
 
     def activation(self, layer: str) -> Activation:
-        """What is done to the input of a layer that reads a weight; nothing if the graph has no such layer."""
+        """What the graph does to the input of a layer that reads a weight; `Activation()` if it does nothing.
+
+        Args:
+            layer: name of the layer; nothing is done to the input of a layer that the graph does not have.
+        """
         key = self._by_name.get(layer)
         if key is None or self._type(key) not in {"MatMul", "Convolution"}:
             return Activation()
@@ -123,16 +131,22 @@ class CompressedGraph:
             name, kind = self._layers[key].attrib["name"], self._type(key)
             if kind == "FakeQuantize":
                 scale, zero_point = self._eight_bits(key)
-            elif kind == "Multiply" and name.endswith(_SCALING):
+            elif kind == "Multiply" and name.endswith(INPUT_SCALINGS):
                 return Activation(self._factors(key), scale, zero_point)
             elif kind not in _MOVING:
                 return Activation(None, scale, zero_point)
+
+    def _is_float(self, key: str) -> bool:
+        """Whether a layer is a float constant, or the conversion of one."""
+        while self._type(key) == "Convert":
+            key = self._inputs[key][0]
+        return self._type(key) == "Const" and self._constant(key).dtype in _FLOATS
 
     def _type(self, key: str) -> str:
         return self._layers[key].attrib["type"]
 
     def _constant(self, key: str) -> Constant:
-        """The constant behind a layer that may be its conversion."""
+        """The constant that a layer is, or that it converts."""
         while self._type(key) == "Convert":
             key = self._inputs[key][0]
         data = self._layers[key].find("data")
@@ -147,11 +161,11 @@ class CompressedGraph:
         )
 
     def _quantized(self, tensor: str, key: str) -> QuantizedWeight:
-        """The parts of (codes - zero point) * scale, whose shape and dtype may be changed afterwards."""
+        """Codes, zero point and scale of (codes - zero point) * scale, after which the graph may convert or reshape."""
         while self._type(key) in {"Convert", "Reshape"}:
             key = self._inputs[key][0]
         if self._type(key) != "Multiply":
-            raise ConversionError(f"{self._xml}: {tensor} comes from a {self._type(key)}, expected scaled codes")
+            raise ConversionError(f"{self._xml}: {tensor} comes from a {self._type(key)}, expected codes times a scale")
         codes, scale = self._inputs[key][0], self._constant(self._inputs[key][1])
         if self._type(codes) != "Subtract":
             return QuantizedWeight(self._constant(codes), scale, None)
@@ -167,6 +181,8 @@ class CompressedGraph:
         data = self._layers[key].find("data")
         low, high = (self._constant(self._inputs[key][port]).read() for port in (1, 2))
         if data is None or data.attrib["levels"] != "256" or low.size != 1:
-            raise ConversionError(f"{self._xml}: {self._layers[key].attrib['name']} is not 8 bit with one scale")
+            raise ConversionError(
+                f"{self._xml}: {self._layers[key].attrib['name']} does not quantize to 8 bit with one scale"
+            )
         scale = (float(high.item()) - float(low.item())) / 255
         return scale, round(-float(low.item()) / scale)

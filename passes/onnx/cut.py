@@ -1,4 +1,4 @@
-"""A block cut out of a finished ONNX graph, to be measured by itself; `passes.validate.cut` for ONNX."""
+"""Cutting a block out of a finished ONNX graph, to measure it by itself; as `passes.validate.cut` for OpenVINO."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 from manifests.errors import ConversionError
 from passes.chain import Compute
-from passes.onnx.engine import OnnxEngine
 from passes.onnx.file import read
+from passes.onnx.session import OnnxSession
 from passes.onnx.stitch import value_name
-from passes.split import Block, Component
+from passes.vocabulary import Block, Component
 
 if TYPE_CHECKING:
     import onnx
@@ -27,10 +27,10 @@ _ELEMENT_TYPES = {"f32": 1, "i32": 6, "i64": 7}
 
 @dataclass(frozen=True)
 class OnnxArtifactBlocks:
-    """The blocks of an artifact as they are shipped.
+    """The blocks of a finished artifact.
 
     Attributes:
-        graphs: component -> its .onnx.
+        graphs: name of a component -> its .onnx file.
     """
 
     graphs: Mapping[str, Path]
@@ -38,22 +38,22 @@ class OnnxArtifactBlocks:
     def compute(self, component: Component, block: Block) -> Compute:
         """See `passes.chain.BlockModels`."""
         path = self.graphs[component.name]
-        engine = OnnxEngine(cut(path, component, block), path.parent)
+        session = OnnxSession(cut(path, component, block), path.parent)
 
         def compute(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return {name.removesuffix(_OUTPUT): value.numpy() for name, value in engine.infer(values).items()}
+            return {name.removesuffix(_OUTPUT): value.numpy() for name, value in session.infer(values).items()}
 
         return compute
 
 
 def cut(path: Path, component: Component, block: Block) -> onnx.ModelProto:
-    """A block as it is shipped; its weights stay in the artifact's .data file.
+    """Cut a block out of an artifact's graph; its weights stay in the .data file.
 
-    Its inputs and outputs are in the order of the kind's ports and named after them, outputs with `.out` behind: a block
-    takes and returns hidden states.
+    Inputs and outputs are in the order of the kind's ports and named after them. Names of outputs end with `.out`, because
+    a port such as the hidden states is both input and output.
 
     Raises:
-        ConversionError: if the graph has lost a value at the block's border.
+        ConversionError: if the graph has no value of the name of an input or output of the block.
     """
     from onnx import helper
 

@@ -1,31 +1,30 @@
-"""ONNX files with their weights beside them: written, and read back for what they hold."""
+"""ONNX files with their weights in a .data file: writing them, and reading what they hold."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manifests.errors import ConversionError
-from manifests.model import FileRecord, Port
+from manifests.model import FileRecord, OnnxRequirements, Port
 from passes.export.weights import WeightBytes, write_bytes
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["Requirements", "count_weights", "data_file", "ports", "read", "requirements", "weight_places", "write"]
+__all__ = ["count_weights", "data_file", "ports", "read", "requirements", "weight_places", "write"]
 
 _ALIGNMENT = 64
-# Large weights begin on a page, so that a runtime can map them into memory; the same limit as in onnx-ir.
+# Weights from `_LARGE` bytes on begin on a page, so that a runtime can map them into memory; onnx-ir has the same limit.
 _PAGE, _LARGE = 4096, 1 << 20
-# onnx.TensorProto's numbers of dtypes.
+# Numbers of dtypes in onnx.TensorProto -> names in a manifest.
 _WEIGHT_DTYPES = {1: "f32", 10: "f16", 16: "bf16", 2: "int8", 3: "int8"}
 _PORT_DTYPES = {1: "f32", 6: "i32", 7: "i64", 10: "f16"}
-# Smaller constants are not weights but axes, shapes and the like.
+# Constants of fewer bytes are not weights, but axes, shapes and the like.
 _SMALL = 1024
-# The first ONNX Runtime that runs ONNX's own operators up to opset 18, and those that run more; each was tried.
+# The oldest ONNX Runtime that runs ONNX's own operators up to opset 18, and the oldest that run others; all were tried.
 _OLDEST_RUNTIME = (1, 15)
 _OLDEST_RUNTIMES = {
     ("com.microsoft", "MatMulNBits", 4): (1, 17),
@@ -33,23 +32,8 @@ _OLDEST_RUNTIMES = {
 }
 
 
-@dataclass(frozen=True)
-class Requirements:
-    """What a graph asks of a runtime.
-
-    Attributes:
-        opset: of ONNX's own operators.
-        domains: other operator domains and their versions.
-        onnxruntime: the oldest ONNX Runtime that runs it.
-    """
-
-    opset: int
-    domains: dict[str, int]
-    onnxruntime: str
-
-
 def data_file(path: Path) -> Path:
-    """Where the weights of a graph lie."""
+    """The .data file with the weights of a graph."""
     return path.with_name(f"{path.name}.data")
 
 
@@ -79,22 +63,22 @@ def write(model: ir.Model, weights: dict[str, WeightBytes], path: Path) -> FileR
         end = offset + source.final_size
         assert isinstance(tensor, ir.ExternalTensor)
         if tensor.nbytes != source.final_size:
-            raise ConversionError(f"{name} takes {source.final_size} bytes, {tensor.nbytes} in its graph")
+            raise ConversionError(f"{name} has {source.final_size} bytes, but its graph describes {tensor.nbytes}")
         value.const_value = ir.ExternalTensor(
             data.name, offset, source.final_size, tensor.dtype, shape=tensor.shape, name=name
         )
     if len(copies) != len(weights):
-        raise ConversionError(f"{len(weights) - len(copies)} weights got lost while {path.name} was put together")
+        raise ConversionError(f"{len(weights) - len(copies)} weights got lost while {path.name} was written")
     record = write_bytes(data, b"", copies, end)
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     return record
 
 
 def count_weights(path: Path) -> dict[str, int]:
-    """Count the weight values of a graph by dtype, from the file itself; `passes.export.ir.count_weights` for ONNX.
+    """Count the weight values of a graph by dtype, as found in the file.
 
-    Counted are constants of two dimensions or more and at least 1 KiB; the scales and zero points of compressed weights,
-    recognised by their innermost dimension of 1 or by being vectors, are not weights.
+    Constants with at least two dimensions and 1 KiB are counted, but not the scales and zero points of compressed weights,
+    which are vectors or have an innermost dimension of 1.
     """
     graph = read(path).graph
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -111,16 +95,16 @@ def count_weights(path: Path) -> dict[str, int]:
                 numbers = _numbers(reader)
                 dtype, count = f"int{numbers['bits']}", numbers["K"] * numbers["N"]
             elif any(other.op_type == "BitwiseAnd" for other in readers.get(reader.output[0], ())):
-                dtype, count = "int4", 2 * prod(constant.dims)  # two codes in a byte, taken apart after the look-up
+                dtype, count = "int4", 2 * prod(constant.dims)  # two codes in a byte, separated after the look-up
         counts[dtype] = counts.get(dtype, 0) + count
     return dict(sorted(counts.items()))
 
 
-def requirements(path: Path) -> Requirements:
-    """What a runtime must offer to run a graph, from the file itself.
+def requirements(path: Path) -> OnnxRequirements:
+    """What a runtime must support to run a graph, as found in the file.
 
     Raises:
-        ConversionError: if the graph uses an operator of which it is not known what it needs.
+        ConversionError: if it is not known which runtime an operator of the graph needs.
     """
     model = read(path)
     opsets = {item.domain: item.version for item in model.opset_import}
@@ -129,20 +113,20 @@ def requirements(path: Path) -> Requirements:
         if node.domain:
             key = (node.domain, node.op_type, _numbers(node).get("bits", 0))
             if key not in _OLDEST_RUNTIMES:
-                raise ConversionError(f"{path.name}: nothing is known of {node.domain}'s {node.op_type}")
+                raise ConversionError(f"{path.name}: no ONNX Runtime is known that runs {node.domain} {node.op_type}")
             oldest = max(oldest, _OLDEST_RUNTIMES[key])
-    return Requirements(opsets.pop(""), opsets, ".".join(map(str, oldest)))
+    return OnnxRequirements(opset=opsets.pop(""), domains=opsets, onnxruntime=".".join(map(str, oldest)))
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """The graph without its weights."""
+    """Read a graph without its weights."""
     import onnx
 
     return onnx.load(path, load_external_data=False)
 
 
 def weight_places(path: Path) -> dict[str, tuple[int, int]]:
-    """Where the constants of a graph lie in its .data file: name -> (offset, size), in the graph's order."""
+    """Places of a graph's constants in its .data file: name -> (offset, size) in bytes, in the order of the graph."""
     places = {}
     for constant in read(path).graph.initializer:
         entries = {entry.key: entry.value for entry in constant.external_data}
@@ -168,6 +152,6 @@ def _numbers(node: onnx.NodeProto) -> dict[str, int]:
 
 
 def _size(constant: onnx.TensorProto) -> int:
-    """Bytes of a constant, wherever they lie."""
+    """Number of bytes of a constant, in the graph or in the .data file."""
     places = {entry.key: entry.value for entry in constant.external_data}
     return int(places["length"]) if places else len(constant.raw_data)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from passes.base import Intermediate
 from passes.export.weights import WeightBytes
-from passes.split import Block
+from passes.vocabulary import Block, Component
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MICROSOFT",
+    "OnnxBlocks",
+    "OnnxGraph",
     "add_constant",
     "add_float",
     "add_weight",
@@ -32,10 +37,42 @@ MICROSOFT = "com.microsoft"
 _READERS = {"Conv", "Gather", "Gemm", "MatMul"}
 
 
-def read_trace(folder: Path, block: Block) -> ir.Model:
-    """The graph of a block's kind; inputs after the kind's ports stand for its parameters.
+class OnnxBlocks(Intermediate, ABC):
+    """The blocks of a component as ONNX graphs; `component` is the one that they belong to."""
 
-    The operation that reads a weight is called after the checkpoint's tensor (in-memory spelling), as in OpenVINO.
+    component: Component
+
+    @abstractmethod
+    def detached(self, index: int) -> Detached:
+        """A block's graph without its weights, and the places of their bytes."""
+
+
+class OnnxGraph(Intermediate):
+    """A component as one ONNX graph whose weights are put in when it is written.
+
+    Args:
+        component: describes what the graph computes.
+        key: see `Intermediate`.
+        before: the blocks or the graph that it is made from.
+        build: returns the graph without its weights, and the places of their bytes.
+    """
+
+    def __init__(self, component: Component, key: str, before: Intermediate, build: Callable[[], Detached]) -> None:
+        self.component, self.key, self.build, self._before = component, key, build, before
+
+    def prepare(self) -> None:
+        """See `Intermediate`."""
+        self._before.prepare()
+
+    def discard(self) -> None:
+        """See `Intermediate`."""
+        self._before.discard()
+
+
+def read_trace(folder: Path, block: Block) -> ir.Model:
+    """The graph of a block's kind; the inputs after those of the kind's ports stand for its parameters.
+
+    An operation that reads a weight is named after the weight's tensor (in-memory name), as in OpenVINO graphs.
     """
     import onnx_ir as ir
 
@@ -48,7 +85,7 @@ def read_trace(folder: Path, block: Block) -> ir.Model:
 
 
 def weight_values(model: ir.Model, block: Block) -> list[tuple[ir.Value, str]]:
-    """The inputs of a trace that stand for weights, with the tensors' names."""
+    """The inputs of a trace that stand for weights, each with the in-memory name of its tensor."""
     return [(value, block.tensors[value.name]) for value in model.graph.inputs if value.name in block.tensors]
 
 
@@ -60,7 +97,7 @@ def add_weight(
     shape: Sequence[int],
     place: WeightBytes,
 ) -> ir.Value:
-    """Add an initializer whose bytes are copied from `place` when the graph is written (`passes.onnx.file`)."""
+    """Add an initializer to the graph; its bytes are copied from `place` when the graph is written (`passes.onnx.file`)."""
     import onnx_ir as ir
 
     tensor = ir.ExternalTensor("", None, place.final_size, dtype, shape=ir.Shape(shape), name=name)
@@ -73,7 +110,7 @@ def add_weight(
 def add_float(
     model: ir.Model, weights: dict[str, WeightBytes], name: str, shape: Sequence[int], place: WeightBytes
 ) -> ir.Value:
-    """Add a float weight, stored as what `place` gives; its values are float32."""
+    """Add a float weight in the dtype of `place`, and return its value as float32."""
     import onnx_ir as ir
 
     if (place.wanted or place.stored) == "F32":
@@ -85,7 +122,7 @@ def add_float(
 
 
 def add_constant(model: ir.Model, name: str, value: np.ndarray | np.generic) -> ir.Value:
-    """Add a small constant that lies in the graph itself."""
+    """Add a small constant, which is stored in the graph itself."""
     import onnx_ir as ir
 
     tensor = ir.tensor(np.asarray(value), name=name)
@@ -95,7 +132,7 @@ def add_constant(model: ir.Model, name: str, value: np.ndarray | np.generic) -> 
 
 
 def weight_readers(value: ir.Value) -> list[ir.Node]:
-    """The operations that read a value, or read it transposed."""
+    """The operations that read a value, directly or transposed."""
     readers: list[ir.Node] = []
     for reader in value.consumers():
         readers += weight_readers(reader.outputs[0]) if reader.op_type == "Transpose" else [reader]
@@ -103,7 +140,7 @@ def weight_readers(value: ir.Value) -> list[ir.Node]:
 
 
 def take_over(node: ir.Node, value: ir.Value) -> None:
-    """Let `value` stand for what `node` makes, and remove the node."""
+    """Replace the output of `node` by `value`, and remove the node."""
     made = node.outputs[0]
     value.type, value.shape = made.type, made.shape
     made.replace_all_uses_with(value, replace_graph_outputs=True)

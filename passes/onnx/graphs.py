@@ -1,19 +1,19 @@
-"""What a finished ONNX graph really takes, returns and holds; `passes.validate.graphs` for ONNX."""
+"""Verifying the inputs, outputs and weights of a finished ONNX graph against its manifest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from manifests.model import Component, Port
-from manifests.verify import Check, failed, passed
+from manifests.model import ComponentRecord, Port
+from manifests.verify import Finding, failed, passed
 from passes.onnx.file import count_weights, ports
 
 __all__ = ["verify_graph"]
 
 
-def verify_graph(component: Component, path: Path) -> Iterator[Check]:
-    """Check that a graph is valid ONNX, and its inputs, outputs and weights."""
+def verify_graph(component: ComponentRecord, path: Path) -> Iterator[Finding]:
+    """Check that a graph is valid ONNX, and compare its inputs, outputs, weights and logits with the manifest."""
     import onnx
 
     place = f"{component.name}, {path.name}"

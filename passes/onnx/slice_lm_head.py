@@ -6,28 +6,54 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from manifests.errors import ConversionError
-from passes.base import Pass
+from passes.base import Context, Form, Intermediate, TransformPass, named_failure
+from passes.export.slice_lm_head import check_lm_head, lm_head_layers
+from passes.onnx.graph import OnnxGraph
+from passes.store import digest
+from passes.vocabulary import Component
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from passes.onnx.graph import Detached
 
 __all__ = ["SliceLmHeadOnnxPass"]
 
 
 @dataclass(frozen=True)
-class SliceLmHeadOnnxPass(Pass):
+class SliceLmHeadOnnxPass(TransformPass):
     """Slice the hidden states [batch, sequence, hidden] to [batch, 1, hidden] in front of the LM head's matrix product.
 
-    With left padding, as decoders are batched, the last position is the last token of every row.
+    Batches of prompts are padded on the left, so the last position is the last token of every row.
     """
 
     name = "slice-lm-head-onnx"
+    takes = (Form.ONNX_GRAPH,)
 
-    def __call__(self, model: ir.Model) -> ir.Model:
+    @property
+    def makes(self) -> Form:
+        return Form.ONNX_GRAPH
+
+    def check(self, component: Component) -> None:
+        check_lm_head(component, self.name)
+
+    def __call__(self, before: Intermediate, context: Context) -> Intermediate:
+        """See `TransformPass`."""
+        assert isinstance(before, OnnxGraph)
+        component = before.component
+
+        def build() -> Detached:
+            model, weights = before.build()
+            with named_failure(self, component.name, after=["stitch-onnx"]):
+                return self.slice(model, component), weights
+
+        return OnnxGraph(component, digest(before.key, str(self), self.version), before, build)
+
+    def slice(self, model: ir.Model, component: Component) -> ir.Model:
         """Slice the graph in place.
 
         Raises:
-            ConversionError: if the logits do not come from a matrix product.
+            ConversionError: if the graph has no logits, or not exactly one matrix product that can be the LM head.
         """
         import numpy as np
         import onnx_ir as ir
@@ -36,7 +62,7 @@ class SliceLmHeadOnnxPass(Pass):
         logits = next((value for value in graph.outputs if value.name == "logits"), None)
         if logits is None or logits.shape is None:
             raise ConversionError("the graph has no logits")
-        lm_head = _lm_head(logits)
+        lm_head = _lm_head(graph, component)
         name = "lm_head/last_position"
         position = ir.Value(
             name=f"{name}/index",
@@ -54,12 +80,12 @@ class SliceLmHeadOnnxPass(Pass):
         return model
 
 
-def _lm_head(logits: ir.Value) -> ir.Node:
+def _lm_head(graph: ir.Graph, component: Component) -> ir.Node:
     """The matrix product that makes the logits."""
-    node = logits.producer()
-    while node is not None and node.op_type in {"Add", "Cast", "Mul", "Reshape"}:
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if node is None or node.op_type not in {"MatMul", "MatMulNBits"}:
-        kind = "an input" if node is None else f"a {node.op_type}"
-        raise ConversionError(f"the logits come from {kind}, not from a matrix product")
-    return node
+    layers = lm_head_layers(component)
+    found = [node for node in graph if node.op_type in {"MatMul", "MatMulNBits"} and node.name in layers]
+    if len(found) != 1:
+        raise ConversionError(
+            f"the graph has {len(found)} matrix products among {', '.join(sorted(layers))}, expected only the LM head"
+        )
+    return found[0]

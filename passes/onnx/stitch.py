@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from manifests.errors import ConversionError
 from manifests.model import Port
-from passes.base import Pass
-from passes.export.stitch import block_names, tensor_name
+from passes.base import Context, Form, Intermediate, TransformPass, named_failure
+from passes.export.names import block_names, tensor_name
 from passes.export.weights import WeightBytes
-from passes.onnx.graph import MICROSOFT
+from passes.onnx.graph import MICROSOFT, OnnxBlocks, OnnxGraph
 from passes.onnx.trace import IR_VERSION, OPSET
-from passes.split import Block, Component
+from passes.store import digest
+from passes.vocabulary import Block, Component
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -26,27 +27,43 @@ _DTYPES = {"f32": "FLOAT", "i64": "INT64", "i32": "INT32"}
 
 
 @dataclass(frozen=True)
-class StitchOnnxPass(Pass):
-    """Join blocks: each input of a block is fed by the last value of that name, or becomes a graph input.
+class StitchOnnxPass(TransformPass):
+    """Join blocks: an input of a block is the last value of its name that an earlier block makes, or else a graph input.
 
     The graph's outputs are the component's, followed by the new values of its state, which the caller feeds back. Nodes,
-    values and weights are named after the block that holds them, so that the block can be found in the finished artifact.
+    values and weights are named after their block, so that the block can be cut out of the finished artifact.
     """
 
     name = "stitch-onnx"
+    takes = (Form.ONNX_BLOCKS,)
 
-    def __call__(self, component: Component, blocks: Iterable[Detached]) -> Detached:
+    @property
+    def makes(self) -> Form:
+        return Form.ONNX_GRAPH
+
+    def __call__(self, before: Intermediate, context: Context) -> Intermediate:
+        """See `TransformPass`."""
+        assert isinstance(before, OnnxBlocks)
+        component = before.component
+
+        def build() -> Detached:
+            with named_failure(self, component.name):
+                return self.join(component, map(before.detached, range(len(component.blocks))))
+
+        return OnnxGraph(component, digest("stitch-onnx", self.version, before.key), before, build)
+
+    def join(self, component: Component, blocks: Iterable[Detached]) -> Detached:
         """Stitch one component.
 
         Args:
-            component: what the graph is to take and return.
-            blocks: every block in order, with its weights detached.
+            component: describes the inputs and outputs of the graph.
+            blocks: every block in order, with its weights detached (see `passes.onnx.graph`).
 
         Returns:
-            The graph with its weights detached, and where their bytes lie.
+            The graph with its weights detached, and the places of their bytes.
 
         Raises:
-            ConversionError: if a block needs a value that nothing makes.
+            ConversionError: if a block reads a value that neither a block nor the graph's inputs provide.
         """
         import onnx_ir as ir
 
@@ -82,7 +99,7 @@ class StitchOnnxPass(Pass):
         order = [port.name for port in component.inputs if port.name in inputs] + list(component.state)
         if missing := inputs.keys() - set(order):
             raise ConversionError(
-                f"blocks of the {component.name} need {', '.join(sorted(missing))}, which nothing makes"
+                f"blocks of the {component.name} read {', '.join(sorted(missing))}, which no block and no input provides"
             )
         outputs = [port.name for port in component.outputs] + list(component.state.values())
         for name in outputs:
@@ -100,7 +117,7 @@ class StitchOnnxPass(Pass):
 
 
 def value_name(component: Component, block: Block, port: str) -> str:
-    """The name of what a block makes: an output of the graph has that output's name, by which runtimes find it."""
+    """Name in the graph of the value that a block makes at a port; an output of the graph has the output's own name."""
     value = block.outputs[port]
     return value if value in component.state.values() else tensor_name(component, block, port)
 
@@ -112,7 +129,7 @@ def _graph_value(port: Port, name: str) -> ir.Value:
 
 
 def _rename(block: Block, graph: ir.Graph, weights: dict[str, WeightBytes]) -> None:
-    """Make the names of a block unique over all blocks; weights have names of their own already."""
+    """Make the names in a block's graph unique in the component; names of weights are unique already."""
     rename = block_names(block)
     for node in graph:
         assert node.name is not None

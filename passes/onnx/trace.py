@@ -1,24 +1,21 @@
-"""Traces: a block's ONNX graph, exported once per kind, with its weights as named inputs.
+"""Traces: the ONNX graph of each kind of block, exported once, with its weights as named inputs.
 
-`torch.onnx.export` takes seconds a block and a graph with weights takes their memory; a trace takes neither again. The
-parameters live on the meta device, so that even the largest block takes no memory.
+`torch.onnx.export` takes seconds, so it runs once per kind and not once per block. The parameters are on the meta device, so
+that even the largest block takes no memory.
 """
 
 from __future__ import annotations
 
-import importlib
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import ConversionError
 from manifests.model import Port
+from passes.compat.torch import export_onnx
+from passes.compat.transformers import attention_replaced
 from passes.onnx.graph import take_over
-from passes.split import Component, Kind
+from passes.vocabulary import Component, Kind, kinds_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -27,20 +24,20 @@ if TYPE_CHECKING:
 __all__ = ["IR_VERSION", "OPSET", "trace_kinds"]
 
 VERSION = 1
-# The opset that the exporter writes without a conversion, and the IR version that came with it; nothing newer is needed.
+# The opset that torch's exporter writes without converting it, and the IR version released with that opset.
 OPSET = 18
 IR_VERSION = 8
 
 
 def trace_kinds(config: dict[str, Any], components: tuple[Component, ...], output: Path) -> None:
-    """Trace every kind of the components into `<kind>.onnx`; meant for a process of its own, since it imports torch.
+    """Trace every kind of block into `<kind>.onnx`; meant for a process of its own, since it imports torch.
 
-    A trace's inputs are the kind's ports, then the parameters that it reads; its outputs are the kind's ports. Names of
-    nodes and values are counted anew, so that equal kinds give equal files.
+    The inputs of a trace are the kind's ports, followed by the parameters that the graph reads; its outputs are the kind's
+    ports. Nodes and values are numbered within the trace, so that equal kinds give equal files.
 
     Args:
-        config: as transformers completes it.
-        components: what the family makes of it.
+        config: the config with every default filled in.
+        components: the components of the model.
         output: an existing folder.
 
     Raises:
@@ -48,68 +45,40 @@ def trace_kinds(config: dict[str, Any], components: tuple[Component, ...], outpu
     """
     import onnx_ir as ir
 
-    for component in components:
-        for kind in component.kinds.values():
-            ir.save(_trace(kind, config), output / f"{kind.name}.onnx")
+    for kind in kinds_of(components).values():
+        ir.save(_trace(kind, config), output / f"{kind.name}.onnx")
 
 
 def _trace(kind: Kind, config: dict[str, Any]) -> ir.Model:
     import onnxscript.optimizer
     import torch
 
-    package, _, attribute = kind.module.partition(":")
-    module: torch.nn.Module = getattr(importlib.import_module(package), attribute)(config, **kind.options).eval()
-    parameters = [f"block.{name}" for name, _ in module.named_parameters()]
-    # Buffers that hold values must be real; there, one zero stands for the whole weight.
+    module = kind.make_module(config)
+    parameters = list(module.named_parameters())
+    # Buffers with values cannot be on the meta device. Such a module is on the CPU: one expanded zero stands for each weight.
     real = not parameters or any(not buffer.is_meta for buffer in module.buffers())
     device = torch.device("cpu" if real else "meta")
     if real:
-        for name, parameter in list(module.named_parameters()):
+        for name, parameter in parameters:
             path, _, leaf = name.rpartition(".")
             zero = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
             setattr(module.get_submodule(path), leaf, torch.nn.Parameter(zero, requires_grad=False))
     try:
-        with torch.no_grad(), device, _grouped_attention(), _quiet():
-            program = torch.onnx.export(
-                _positional(module),
+        with torch.no_grad(), device, attention_replaced(_grouped_attention):
+            model = export_onnx(
+                module,
                 _examples(kind, device),
-                input_names=[port.name for port in kind.inputs],
-                output_names=[f"{port.name}.out" for port in kind.outputs],
-                opset_version=OPSET,
-                dynamo=True,
-                dynamic_shapes=(tuple(_dynamic_axes(port) for port in kind.inputs),),
-                optimize=False,
-                verbose=False,
+                [port.name for port in kind.inputs],
+                [f"{port.name}.out" for port in kind.outputs],
+                tuple(_dynamic_axes(port) for port in kind.inputs),
+                OPSET,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ConversionError(f"torch cannot export {kind.name} to ONNX: {error}") from error
-    assert program is not None
-    model = program.model
-    for name in parameters:
-        # Before the optimizer sees them: a stand-in must not be taken for a value.
-        if name in model.graph.initializers:
-            weight = model.graph.initializers.pop(name)
-            weight.name, weight.const_value = name.removeprefix("block."), None
-            model.graph.inputs.append(weight)
     onnxscript.optimizer.optimize(model)
     _divide(model)
     _tidy(model, kind)
     return model
-
-
-def _positional(module: torch.nn.Module) -> torch.nn.Module:
-    """The module behind positional arguments, whatever the signature of its `forward`."""
-    import torch
-
-    class Block(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block = module
-
-        def forward(self, *inputs: torch.Tensor) -> Any:
-            return self.block(*inputs)
-
-    return Block().eval()
 
 
 def _examples(kind: Kind, device: torch.device) -> tuple[torch.Tensor, ...]:
@@ -132,31 +101,18 @@ def _dynamic_axes(port: Port) -> dict[int, Any]:
     return {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(port.shape) if isinstance(dim, str)}
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter says about itself off the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(StringIO()), warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)
+def _grouped_attention(whole: Callable[..., Any]) -> Callable[..., Any]:
+    """Attention for transformers' layers that does not repeat keys and values when several query heads share them.
 
+    ONNX Runtime runs the repetition as a copy of the whole cache, for every layer and token. Here, the query heads that
+    share a key-value head are stacked along the sequence instead. With 32 query heads on 8 key-value heads and a cache of
+    1024 tokens, the attention of one step takes an eighth of the time; opset 23's Attention takes longer.
 
-@contextmanager
-def _grouped_attention() -> Iterator[None]:
-    """Let transformers' layers compute grouped-query attention without repeating keys and values.
-
-    ONNX Runtime runs a repetition as a copy of the whole cache, for every layer and token. Instead, the query heads that
-    share a key-value head are stacked along the sequence: with 32 heads on 8 and a cache of 1024 tokens, a step's attention
-    takes an eighth of the time, and less than as opset 23's Attention.
+    Args:
+        whole: the original attention, for cases that this one does not cover; see
+            `passes.compat.transformers.attention_replaced`.
     """
     import torch
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    whole = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def attention(
         module: torch.nn.Module,
@@ -183,15 +139,11 @@ def _grouped_attention() -> Iterator[None]:
         output = torch.matmul(weights, value).reshape(batch, heads, length, -1)
         return output.transpose(1, 2), None
 
-    ALL_ATTENTION_FUNCTIONS["sdpa"] = attention
-    try:
-        yield
-    finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return attention
 
 
 def _divide(model: ir.Model) -> None:
-    """Write x * (1 / y) as x / y: so ONNX Runtime recognises an RMS norm, and computes it in one operation instead of seven."""
+    """Replace x * (1 / y) by x / y, so that ONNX Runtime recognises an RMS norm and computes it in one operation, not seven."""
     import onnx_ir as ir
 
     for node in list(model.graph):
@@ -208,14 +160,14 @@ def _divide(model: ir.Model) -> None:
 
 
 def _tidy(model: ir.Model, kind: Kind) -> None:
-    """Leave nothing in a trace that depends on this machine or on what the process did before."""
+    """Remove from a trace everything that depends on this machine or on what the process did before."""
     import onnx_ir as ir
 
     graph = model.graph
     if model.functions or set(model.opset_imports) != {""}:
         raise ConversionError(f"{kind.name} needs more than ONNX's own operators: {', '.join(model.opset_imports)}")
     for index, value in enumerate(graph.outputs):
-        # An output of its own, even where it is the same value as an input or as another output.
+        # Each output gets a value of its own, even if it is the same value as an input or as another output.
         if value.producer() is None or value in graph.outputs[:index]:
             graph.append(ir.node("Identity", [value]))
             graph.outputs[index] = graph[-1].outputs[0]

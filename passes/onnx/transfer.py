@@ -1,7 +1,7 @@
-"""*transfer-onnx*: one block as an ONNX graph with the weights that compression has left in its OpenVINO graph.
+"""*transfer-onnx*: one block as an ONNX graph, with the compressed weights of its OpenVINO graph.
 
-Codes, scales and zero points are those of the OpenVINO graph, so both targets share the compressed blocks in the store, and
-what is true of one target's weights is true of the other's. They stay in the .bin until the component is written.
+Codes, scales and zero points are those of the OpenVINO graph, so that both targets have the same weights and share the
+compressed blocks in the store. They stay in the .bin file until the component is written.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import ConversionError
-from passes.base import Pass
+from passes.base import Context, Form, Intermediate, TransformPass, named_failure
+from passes.block_pass import StoredBlocks
 from passes.export.weights import Rows, WeightBytes
 from passes.onnx.compressed import Activation, CompressedGraph, Constant, QuantizedWeight
 from passes.onnx.graph import (
     MICROSOFT,
+    OnnxBlocks,
     add_constant,
     add_float,
     add_weight,
@@ -25,7 +27,8 @@ from passes.onnx.graph import (
     weight_readers,
     weight_values,
 )
-from passes.split import Block
+from passes.store import digest
+from passes.vocabulary import Block
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -34,52 +37,87 @@ if TYPE_CHECKING:
 
 __all__ = ["TransferOnnxPass"]
 
-# MatMulNBits knows no scale for a whole row, so the row's scale stands for each of its blocks; blocks of 128 ran fastest.
+# MatMulNBits has no scale for a whole row, so the scale of a row is repeated for each block of it; blocks of 128 ran fastest.
 _ROW_BLOCK = 128
 _LARGEST_BLOCK, _LEAST_BLOCK, _PADDED_BLOCK = 256, 16, 32
 
 
-@dataclass(frozen=True)
-class TransferOnnxPass(Pass):
-    """Compressed matrix products become MatMulNBits, or QDQ where activations are quantized too; tables stay compressed.
+class TransferredBlocks(OnnxBlocks):
+    """Blocks with the weights of compressed OpenVINO blocks."""
 
-    MatMulNBits takes NNCF's 4-bit codes as they lie. For one token and a 2048 x 5632 matrix on one core with AVX-512 VNNI it
-    takes 0.2 ms, where float32 takes 2.2 ms. Blocked DequantizeLinear is as fast where ONNX Runtime turns it into MatMulNBits
-    on loading, for which the codes would have to be transposed, and takes 26 ms where it does not.
+    def __init__(self, item: TransferOnnxPass, before: StoredBlocks, traces: Path) -> None:
+        self.component, self._item, self._before, self._traces = before.component, item, before, traces
+        self.key = digest(before.key, str(item), item.version, traces.name)
+
+    def prepare(self) -> None:
+        """See `Intermediate`."""
+        self._before.prepare()
+
+    def discard(self) -> None:
+        """See `Intermediate`."""
+        self._before.discard()
+
+    def detached(self, index: int) -> Detached:
+        """See `OnnxBlocks`."""
+        block = self.component.blocks[index]
+        with named_failure(self._item, self.component.name, block.name):
+            return self._item.transfer(block, self._traces, CompressedGraph(self._before.graph_file(index)))
+
+
+@dataclass(frozen=True)
+class TransferOnnxPass(TransformPass):
+    """Matrix products with compressed weights become MatMulNBits; with quantized activations too, they become QDQ.
+
+    Embedding tables stay compressed, and only the rows that are looked up are dequantized.
+
+    MatMulNBits reads NNCF's 4-bit codes without reordering them. For one token and a 2048 x 5632 matrix on one core with
+    AVX-512 VNNI, it takes 0.2 ms, and float32 takes 2.2 ms. Blocked DequantizeLinear takes 26 ms, unless ONNX Runtime turns
+    it into MatMulNBits when it loads the graph, for which the codes would have to be transposed.
 
     Attributes:
-        accuracy_level: of MatMulNBits. 4 computes with activations in 8 bit per block, four times faster than 0, which
-            computes in float32; with 8-bit weights, 0 takes 50 ms in the example above.
+        accuracy_level: option of MatMulNBits. 4 quantizes activations to 8 bit per block, and is four times as fast as 0,
+            which computes in float32; with 8-bit weights, 0 takes 50 ms in the example above.
     """
 
     name = "transfer-onnx"
+    takes = (Form.COMPRESSED_BLOCKS,)
 
     accuracy_level: int = 4
 
-    def __call__(self, block: Block, traces: Path, compressed: CompressedGraph) -> Detached:
-        """The block with its weights detached.
+    @property
+    def makes(self) -> Form:
+        return Form.ONNX_BLOCKS
+
+    def __call__(self, before: Intermediate, context: Context) -> Intermediate:
+        """See `TransformPass`."""
+        assert isinstance(before, StoredBlocks)
+        return TransferredBlocks(self, before, context.onnx_traces)
+
+    def transfer(self, block: Block, traces: Path, compressed: CompressedGraph) -> Detached:
+        """The block's ONNX graph with its compressed weights detached, and the places of their bytes.
 
         Args:
             block: the block.
-            traces: the folder that `passes.onnx.trace.trace_kinds` has filled.
-            compressed: the block, or the component that it is part of, after compression.
+            traces: the folder into which `passes.onnx.trace.trace_kinds` has written.
+            compressed: the compressed OpenVINO graph of the block.
 
         Raises:
-            ConversionError: if a weight is missing there, or is read in a way that knows no compression.
+            ConversionError: if `compressed` lacks a weight, or an operation that reads it does not support its compression.
         """
         model = read_trace(traces, block)
         filling = _Filling(model, {}, self.accuracy_level)
         for value, tensor in weight_values(model, block):
             model.graph.inputs.remove(value)
             weight = compressed.weight(tensor)
+            readers = weight_readers(value)
+            activations = [compressed.activation(reader.name or "") for reader in readers]
+            for reader, activation in zip(readers, activations, strict=True):
+                if activation != Activation():
+                    filling.scale_input(reader, activation)
             if isinstance(weight, Constant):
                 shape = [int(size) for size in value.shape or ()]  # type: ignore[arg-type]
                 value.replace_all_uses_with(filling.add_float(tensor, weight, shape))
                 continue
-            readers = weight_readers(value)
-            activations = [compressed.activation(reader.name or "") for reader in readers]
-            for reader, activation in zip(readers, activations, strict=True):
-                filling.scale_input(reader, activation)
             kinds = {reader.op_type for reader in readers}
             if kinds == {"Gather"}:
                 for reader in readers:
@@ -94,7 +132,7 @@ class TransferOnnxPass(Pass):
 
 @dataclass
 class _Filling:
-    """A block's graph while its weights are put in."""
+    """A block's ONNX graph while its weights are put in, and the places of their bytes."""
 
     model: ir.Model
     weights: dict[str, WeightBytes]
@@ -120,7 +158,7 @@ class _Filling:
         return node.outputs[0]
 
     def scale_input(self, reader: ir.Node, activation: Activation) -> None:
-        """Do to a layer's input what AWQ, SmoothQuant and the quantization of activations do."""
+        """Add to the input of a layer the scaling by AWQ or SmoothQuant, and the quantization to 8 bit."""
         import numpy as np
 
         name, value = reader.name, reader.inputs[0]
@@ -143,11 +181,13 @@ class _Filling:
         reader.replace_input_with(0, value)
 
     def multiply(self, tensor: str, weight: QuantizedWeight, value: ir.Value, readers: list[ir.Node]) -> None:
-        """Put MatMulNBits in the place of the products with a transposed weight [rows, columns]."""
+        """Replace the matrix products with a transposed weight [rows, columns] by MatMulNBits."""
         import onnx_ir as ir
 
         if any(reader.op_type != "Transpose" for reader in value.consumers()):
-            raise ConversionError(f"{tensor} is multiplied without being transposed: use fp16")
+            raise ConversionError(
+                f"{tensor} is multiplied without being transposed, which MatMulNBits requires: use fp16"
+            )
         rows, columns = (int(size) for size in value.shape or ())  # type: ignore[arg-type]
         parts, attributes = self._blocks(tensor, weight, rows, columns)
         for reader in readers:
@@ -165,7 +205,7 @@ class _Filling:
     def _blocks(
         self, tensor: str, weight: QuantizedWeight, rows: int, columns: int
     ) -> tuple[list[ir.Value], dict[str, int]]:
-        """Codes, scales and zero points as MatMulNBits takes them, and its attributes."""
+        """Codes, scales and zero points in the layout of MatMulNBits, and the attributes of the operation."""
         bits, groups = weight.bits, weight.groups
         if groups > 1:
             block = min(columns // groups, _LARGEST_BLOCK)
@@ -182,14 +222,14 @@ class _Filling:
             self.add(f"{tensor}/scale", "FLOAT", [rows * blocks], scale.converted("F32", wider)),
         ]
         if points is not None:
-            if bits == 4 and blocks % 2:  # two zero points in a byte, every row from a new byte on
+            if bits == 4 and blocks % 2:  # a byte holds two zero points, and every row begins with a new byte
                 wider = Rows(groups, repeat, blocks + 1)
             place = points.converted(f"U{bits}", wider)
             parts.append(self.add(f"{tensor}/zero_point", "UINT8", [rows * -(-blocks * bits // 8)], place))
         return parts, {"K": columns, "N": rows, "bits": bits, "block_size": block}
 
     def look_up(self, tensor: str, weight: QuantizedWeight, reader: ir.Node) -> None:
-        """Gather codes, scales and zero points of the wanted rows, and dequantize what was gathered."""
+        """Replace a look-up in a table: gather codes, scales and zero points of the rows, and dequantize these."""
         import numpy as np
 
         codes, points, groups, packed = weight.codes, weight.zero_point, weight.groups, weight.bits == 4
@@ -229,14 +269,14 @@ class _Filling:
         take_over(reader, step("Reshape", "rows", values, constant("row_shape", np.array([0, 0, columns]))))
 
     def dequantize(self, tensor: str, weight: QuantizedWeight, value: ir.Value) -> None:
-        """Let `value` come from a DequantizeLinear over the output channels, and let transpositions stand before it.
+        """Replace `value` by a DequantizeLinear with one scale per output channel, after any transposition of the codes.
 
-        ONNX Runtime transposes constant codes when it loads them, and takes its 8-bit kernels for what is left.
+        ONNX Runtime transposes constant codes when it loads them, and uses its 8-bit kernels for the remaining operations.
         """
         codes = weight.codes
         if weight.bits != 8 or weight.groups != 1:
             raise ConversionError(
-                f"{tensor} is neither a matrix nor a table, and not in 8 bit per row: use int8 or fp16"
+                f"{tensor} is neither a matrix nor a table, and is not in 8 bit with one scale per row: use int8 or fp16"
             )
         dtype = {"u8": "UINT8", "i8": "INT8"}[codes.dtype]
         stored = self.add(tensor, dtype, list(codes.shape), codes.place)

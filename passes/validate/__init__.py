@@ -1,1 +1,1 @@
-"""Measuring a finished artifact against the checkpoint it came from."""
+"""Measuring a finished artifact against the checkpoint that it was made from."""

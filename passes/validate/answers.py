@@ -1,4 +1,4 @@
-"""How far a model is from the reference's answers, token by token; and answers kept on disk."""
+"""The distance of a model from the reference's answers, token by token; and storing answers on disk."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
+from passes.validate.comparison import kl_divergence
 from passes.validate.greedy import Greedy, forced_logits
-from passes.validate.parity import kl_divergence
-from passes.validate.protocol import Model
+from passes.validate.model import Model
 
 __all__ = ["Distances", "distances", "read_greedy", "write_greedy"]
 
 
 @dataclass(frozen=True)
 class Distances:
-    """Along the reference's own answers, for each row the mean over its tokens.
+    """Distances of a model from the reference along the reference's own answers; arrays [batch], means over a row's tokens.
 
     Attributes:
         kl: Kullback-Leibler divergence from the reference, in nats.
-        agreement: share of tokens that are the most likely ones here too.
-        loss, reference_loss: negative log-likelihood of the tokens, in nats; their exponentials are perplexities.
-        tokens: how many each row has.
+        agreement: share of the answer's tokens that are also the model's most likely ones.
+        loss: negative log-likelihood that the model gives to the tokens, in nats; its exponential is the perplexity.
+        reference_loss: the same of the reference.
+        tokens: number of tokens of the answer.
     """
 
     kl: np.ndarray
@@ -32,17 +33,23 @@ class Distances:
     tokens: np.ndarray
 
     def lists(self) -> dict[str, list[float]]:
-        """As plain lists, by attribute."""
+        """All attributes as plain lists, by name."""
         return {field.name: getattr(self, field.name).tolist() for field in fields(self)}
 
     @classmethod
     def of_lists(cls, lists: dict[str, list[float]]) -> Distances:
-        """What `lists` gave."""
+        """Make the distances again from what `lists` returned."""
         return cls(**{name: np.array(values) for name, values in lists.items()})
 
 
 def distances(reference: Greedy, model: Model, processed: dict[str, np.ndarray]) -> Distances:
-    """Make `model` follow the reference's answers to a batch of prompts, and compare."""
+    """Feed `model` with the reference's answers to a batch of prompts (teacher forcing), and compare the logits.
+
+    Args:
+        reference: the reference's greedy answers.
+        model: the model to compare.
+        processed: the prompts, as outputs of the processor.
+    """
     logits = forced_logits(model, processed, reference.tokens)
     valid = reference.valid
     count = valid.sum(axis=1)
@@ -60,7 +67,7 @@ def distances(reference: Greedy, model: Model, processed: dict[str, np.ndarray])
 
 
 def write_greedy(answers: Greedy, file: Path) -> None:
-    """Keep answers as safetensors; of the logits, those of valid steps only."""
+    """Write answers to a safetensors file, with the logits of valid steps only."""
     from safetensors.numpy import save_file
 
     arrays = {"tokens": answers.tokens, "valid": answers.valid, "logits": answers.logits[answers.valid]}
@@ -68,7 +75,7 @@ def write_greedy(answers: Greedy, file: Path) -> None:
 
 
 def read_greedy(file: Path) -> Greedy:
-    """What `write_greedy` kept; logits of steps after a row's end are zero."""
+    """Read what `write_greedy` wrote; logits of steps after a row's end are zero."""
     from safetensors.numpy import load_file
 
     arrays = load_file(file)

@@ -1,4 +1,4 @@
-"""*validate-blocks*: where quality is lost, block by block."""
+"""*validate-blocks*: the error of each block by itself, which shows where quality is lost."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["ValidateBlocksPass"]
 
 @dataclass(frozen=True)
 class ValidateBlocksPass(Pass):
-    """Each block's output beside that of the reference's block, on the activations of the reference.
+    """Compare the output of each block with that of the reference's block, on the activations of the reference.
 
-    Errors do not add up over the blocks, so a bad block stands out. Of a block with several outputs the one with the
-    greatest relative error counts.
+    Errors do not add up over the blocks, so a bad block stands out. For a block with several outputs, the one with the
+    largest relative error counts.
     """
 
     name = "validate-blocks"
@@ -27,18 +27,17 @@ class ValidateBlocksPass(Pass):
     def __call__(
         self, chain: FloatChain, artifact: BlockModels, step: Callable[[str], None] = lambda label: None
     ) -> list[BlockError]:
-        """Measure every block of every component that any sample of `chain` reaches.
+        """Measure every block that any sample of `chain` reaches, in all components.
 
-        Only one block's weights of each side are in memory at a time. The chain's activations are removed from its store
-        as soon as no later block needs them.
+        Only one block of the reference and one of the artifact are in memory at a time. The chain's activations are removed
+        from the store as soon as no later block needs them.
 
         Args:
-            chain: the reference: its blocks and the samples.
+            chain: the blocks of the reference and the samples.
             artifact: the blocks to measure.
             step: called with a label after each block.
         """
         errors = []
-        done: set[int] = set()
         for component in chain.components:
             for block in component.blocks:
                 number = chain.number(component, block)
@@ -53,8 +52,7 @@ class ValidateBlocksPass(Pass):
                             relative_error=float(f"{port.relative_error:.6g}"),
                         )
                     )
-                done.add(number)
-                chain.forget(done)
+                chain.done({number})
                 step(f"{component.name}, block {block.name}")
         chain.clear()
         return errors
@@ -63,7 +61,7 @@ class ValidateBlocksPass(Pass):
         """Compare every output of one block."""
         sums: dict[str, _Sums] = {}
 
-        def look(inputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+        def look(_: str, inputs: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
             actual = compute(inputs)
             for name, value in expected.items():
                 sums.setdefault(name, _Sums()).add(value, actual[name])
@@ -74,7 +72,7 @@ class ValidateBlocksPass(Pass):
 
 @dataclass
 class _Sums:
-    """Sums over all samples of one output."""
+    """Sums over all samples for one output of a block, from which its errors are computed."""
 
     product: float = 0.0
     expected: float = 0.0
@@ -82,7 +80,7 @@ class _Sums:
     difference: float = 0.0
 
     def add(self, expected: np.ndarray, actual: np.ndarray) -> None:
-        """Add a sample; of a graph that computes the last position only, the reference's last position counts."""
+        """Add one sample; if the artifact computes only the last position, it is compared with the reference's last."""
         last = tuple(slice(have - want, None) for have, want in zip(expected.shape, actual.shape, strict=True))
         one, other = expected[last].ravel().astype(np.float64), actual.ravel().astype(np.float64)
         self.product += float(one @ other)

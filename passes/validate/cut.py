@@ -1,4 +1,4 @@
-"""Blocks cut out of a finished graph, to be measured by themselves."""
+"""Cutting blocks out of a finished OpenVINO graph, to measure them by themselves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from manifests.errors import ConversionError
 from passes.chain import Compute, openvino_compute
-from passes.export.stitch import tensor_name
-from passes.split import Block, Component
+from passes.export.names import tensor_name
+from passes.vocabulary import Block, Component
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -20,10 +20,10 @@ __all__ = ["ArtifactBlocks"]
 
 @dataclass(frozen=True)
 class ArtifactBlocks:
-    """The blocks of an artifact as they are shipped.
+    """The blocks of a finished artifact.
 
     Attributes:
-        graphs: component -> its .xml.
+        graphs: name of a component -> its .xml file.
     """
 
     graphs: Mapping[str, Path]
@@ -33,10 +33,10 @@ class ArtifactBlocks:
         return openvino_compute(self.model(component, block))
 
     def model(self, component: Component, block: Block) -> ov.Model:
-        """A block's graph, its inputs and outputs named after the kind's ports. The weights of other blocks stay on disk.
+        """Cut out a block's graph, with inputs and outputs named after the kind's ports; other blocks' weights stay on disk.
 
         Raises:
-            ConversionError: if the graph has lost a tensor at the block's border.
+            ConversionError: if the graph has no tensor of the name of an input or output of the block.
         """
         import openvino as ov
         from openvino import opset13
@@ -72,7 +72,7 @@ class ArtifactBlocks:
 
 
 def _named_tensors(graph: ov.Model) -> dict[str, ov.Output]:
-    """Every named tensor; the name of a state variable stands for the rows of it that `beam_idx` picks."""
+    """Every tensor by its names; the name of a state variable stands for its rows after `beam_idx` has picked them."""
     tensors: dict[str, ov.Output] = {}
     for node in graph.get_ordered_ops():
         if node.get_type_name() == "Result":

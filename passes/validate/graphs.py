@@ -1,4 +1,4 @@
-"""What a finished graph really takes, returns and holds, against what its manifest says."""
+"""Verifying the inputs, outputs, state and weights of a finished OpenVINO graph against its manifest."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifests.model import Component, Port
-from manifests.verify import Check, failed, passed
+from manifests.model import ComponentRecord, Port
+from manifests.verify import Finding, failed, passed
 from passes.export.ir import count_weights
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["verify_graph"]
 
 
-def verify_graph(component: Component, xml: Path) -> Iterator[Check]:
-    """Check the inputs, outputs, state variables and weights of one graph."""
+def verify_graph(component: ComponentRecord, xml: Path) -> Iterator[Finding]:
+    """Compare the inputs, outputs, state variables, weights and logits of one graph with the manifest."""
     import openvino as ov
 
     place = f"{component.name}, {xml.name}"
@@ -56,7 +56,7 @@ def _ports(expected: list[Port], actual: list[ov.Output]) -> Iterator[str]:
             yield f"{port.name} has shape {shape}, the manifest says {port.shape}"
 
 
-def _equal(title: str, place: str, expected: object, actual: object) -> Check:
+def _equal(title: str, place: str, expected: object, actual: object) -> Finding:
     if expected != actual:
         return failed(title, place, f"{actual}, the manifest says {expected}")
     return passed(title, place, str(len(expected)) if isinstance(expected, list) else str(expected))

@@ -1,4 +1,4 @@
-"""Greedy decoding and teacher forcing over the two sides of a comparison."""
+"""Greedy decoding and teacher forcing, for checkpoint and artifact alike."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from passes.validate.protocol import Model
+from passes.validate.model import Model
 
 __all__ = ["Greedy", "forced_logits", "greedy"]
 
@@ -16,9 +16,9 @@ class Greedy:
     """Greedy answers of a batch.
 
     Attributes:
-        tokens: [batch, steps].
-        logits: [batch, steps, vocabulary], float32; those that each token was chosen from.
-        valid: [batch, steps], false after a row has ended.
+        tokens: [batch, steps], the chosen tokens.
+        logits: [batch, steps, vocabulary], float32; each token was chosen by these.
+        valid: [batch, steps], false for steps after the end of a row's answer.
     """
 
     tokens: np.ndarray
@@ -27,7 +27,7 @@ class Greedy:
 
 
 def greedy(model: Model, processed: dict[str, np.ndarray], ends: list[int], steps: int) -> Greedy:
-    """Decode greedily until every row has given one of `ends`, at most `steps` tokens."""
+    """Decode greedily until every row has chosen one of the tokens `ends`, at most for `steps` tokens."""
     logits = model.prefill(processed)[:, -1]
     ended = np.zeros(logits.shape[0], bool)
     tokens, all_logits, valid = [], [], []
@@ -46,7 +46,14 @@ def greedy(model: Model, processed: dict[str, np.ndarray], ends: list[int], step
 def forced_logits(
     model: Model, processed: dict[str, np.ndarray], tokens: np.ndarray, handed: dict[str, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Logits [batch, steps, vocabulary] of a model that is made to follow `tokens` [batch, steps]."""
+    """Logits [batch, steps, vocabulary] of a model that is fed with `tokens` [batch, steps] (teacher forcing).
+
+    Args:
+        model: the model.
+        processed: the prompts, as outputs of the processor.
+        tokens: the answers to follow.
+        handed: outputs of the vision side to use instead of the model's own; see `Model.handed`.
+    """
     logits = [model.prefill(processed, handed)[:, -1]]
     logits += [model.step(tokens[:, step])[:, -1] for step in range(tokens.shape[1] - 1)]
     return np.stack(logits, 1)

@@ -1,9 +1,10 @@
 """Metrics over answers as texts: exact match, VQA accuracy, and the caption metrics of COCO.
 
-BLEU, ROUGE-L and CIDEr count as https://github.com/tylin/coco-caption does, from words on. Its words are from Stanford's
-PTBTokenizer, a Java program, with punctuation removed; `tokenize` does the same to plain captions. It differs in that it
-drops brackets and symbols (COCO keeps `-lrb-`, `&`, `%`), splits abbreviations (`u.s.`) and slashes (`and/or`), and leaves
-`cannot` and `gonna` whole. On captions with these, figures are near published ones, not equal to them.
+Once a text is divided into words, BLEU, ROUGE-L and CIDEr are computed as in https://github.com/tylin/coco-caption. There,
+words come from Stanford's PTBTokenizer, a Java program, and punctuation is removed; `tokenize` gives the same words for plain
+captions. It differs for brackets and symbols, which it drops (COCO keeps `-lrb-`, `&`, `%`), for abbreviations (`u.s.`) and
+slashes (`and/or`), which it splits, and for `cannot` and `gonna`, which it does not split. For captions with these, figures
+are close to published ones, but not equal.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ __all__ = ["METRICS", "Metric", "exact_match", "metric", "rouge_l", "tokenize"]
 _N = 4  # longest n-gram
 _BETA = 1.2  # ROUGE-L: weight of recall over precision
 _SIGMA = 6.0  # CIDEr-D: standard deviation of the length penalty, in bigrams
-# BLEU without a match is almost 0 and not undefined; the values are coco-caption's.
+# They make BLEU without any match almost 0 instead of undefined; the values are those of coco-caption.
 _TINY, _SMALL = 1e-15, 1e-9
 _CLITICS = "'(?:s|re|ve|ll|d|m)(?!\\w)"
 _TOKEN = re.compile(rf"n't(?!\w)|{_CLITICS}|\d+(?:[.,:]\d+)+|\w+?(?=n't(?!\w))|\w+(?:-\w+|(?!{_CLITICS})'\w+)*")
 
 
 class Metric(Protocol):
-    """A figure over a corpus of answers, and what each sample contributes."""
+    """A metric: one figure over a corpus of answers, and a score for each sample."""
 
     @property
     def name(self) -> str:
-        """As the command line and the evaluation know it."""
+        """Name of the metric on the command line and in evaluations."""
         ...
 
     def score(self, answers: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
@@ -42,7 +43,7 @@ class Metric(Protocol):
 
         Args:
             answers: one for each sample.
-            references: for each sample, its right answers.
+            references: the right answers for each sample.
 
         Returns:
             The figure over the corpus, and one score for each sample.
@@ -55,7 +56,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class _Mean:
-    """A metric that scores samples one by one, from 0 to 1; the figure is their mean."""
+    """A metric that scores each sample by itself, from 0 to 1; the figure is the mean of the scores."""
 
     name: str
     one: Callable[[str, Sequence[str]], float]
@@ -71,9 +72,9 @@ class _Mean:
 class _Bleu:
     """BLEU-4, from 0 to 1 (Papineni et al., 2002).
 
-    Matches and lengths are summed over the corpus before they are divided, and the reference nearest in length, the
-    shorter of two, counts for brevity. A sample's score is the same formula over that sample alone, unsmoothed: almost 0
-    without a common 4-gram. So the figure is not the samples' mean.
+    Matches and lengths are summed over the corpus before they are divided. The brevity penalty uses the reference whose
+    length is nearest to the answer's, the shorter one of two. A sample's score is the same formula over that sample alone,
+    not smoothed: almost 0 without a common 4-gram. So the figure is not the mean of the scores.
     """
 
     name: str = "bleu4"
@@ -85,7 +86,7 @@ class _Bleu:
 
     @staticmethod
     def _count(answer: str, references: Sequence[str]) -> list[int]:
-        """Length, the nearest reference's length, matches of 1..4-grams, and 1..4-grams."""
+        """Length of the answer, length of the nearest reference, matching 1- to 4-grams, and all 1- to 4-grams."""
         words = tokenize(answer)
         others = [tokenize(reference) for reference in references]
         nearest = min((abs(len(other) - len(words)), len(other)) for other in others)[1]
@@ -110,8 +111,8 @@ class _Bleu:
 class _Cider:
     """CIDEr-D, from 0 to 10 (Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation", 2015).
 
-    How rare an n-gram is comes from the references of the corpus that is scored, so figures compare on equal samples only,
-    and a single sample has 0.
+    The weight of an n-gram depends on how rare it is in the references of the scored corpus, so figures can be compared only
+    on equal samples, and a single sample scores 0.
     """
 
     name: str = "cider"
@@ -139,7 +140,7 @@ class _Cider:
 
 @dataclass(frozen=True)
 class _Weighted:
-    """A text for CIDEr-D: the weight of each n-gram, the norm for each n, and how many bigrams there are."""
+    """A text as CIDEr-D compares it: the weight of each n-gram, the norm for each n, and the number of bigrams."""
 
     weights: dict[tuple[str, ...], float]
     norms: list[float]
@@ -159,14 +160,14 @@ class _Weighted:
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1 if the answer is one of the references to the letter, but for white space around it, otherwise 0."""
+    """1 if the answer equals one of the references, apart from white space around them, otherwise 0."""
     return float(answer.strip() in {reference.strip() for reference in references})
 
 
 def rouge_l(answer: str, references: Sequence[str]) -> float:
     """ROUGE-L, from 0 to 1 (Lin, "ROUGE", 2004), with COCO's beta of 1.2.
 
-    The best precision and the best recall count, even if they are of different references.
+    The best precision and the best recall over the references count, even if they belong to different ones.
     """
     words = tokenize(answer)
     precision = recall = 0.0
@@ -184,7 +185,8 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
 def tokenize(text: str) -> list[str]:
     """Words in lower case, without punctuation.
 
-    As in the Penn Treebank, a clitic is a word (`man 's`, `do n't`), and a hyphen or a number's point does not split.
+    As in the Penn Treebank, a clitic is a word of its own (`man 's`, `do n't`), and words are not split at hyphens, nor
+    numbers at points.
     """
     return _TOKEN.findall(text.lower().replace("\u2019", "'"))
 
@@ -193,7 +195,7 @@ def metric(name: str) -> Metric:
     """The metric of that name.
 
     Raises:
-        BadInputError: if there is none.
+        BadInputError: if no metric has that name.
     """
     if name not in METRICS:
         raise BadInputError(f"metric {name} is unknown: use {', '.join(METRICS)}")
@@ -214,11 +216,11 @@ METRICS: dict[str, Metric] = {
 
 def _check(name: str, references: Sequence[Sequence[str]], least: int = 1) -> None:
     if not references:
-        raise BadInputError(f"{name} has no samples to score: give a source with some")
+        raise BadInputError(f"metric {name} has no samples to score: give a source with samples")
     for number, given in enumerate(references, start=1):
         if len(given) < least:
             raise BadInputError(
-                f"{name} needs {least} right answers or more, and sample {number} has {len(given)}: "
+                f"metric {name} needs at least {least} right answers, and sample {number} has {len(given)}: "
                 "use another metric, or data with more answers"
             )
 

@@ -1,4 +1,4 @@
-"""Whether two models differ on the same samples by more than chance."""
+"""Statistical tests of whether two models differ on the same samples by more than chance."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class PairedTest:
 
     Attributes:
         method: the test's name.
-        samples: pairs of scores.
-        lost: samples whose score fell.
-        gained: samples whose score rose.
-        drop: mean score before less mean score after, in the scores' unit.
-        p_value: how often a difference at least as large would come by chance if there were none.
+        samples: number of pairs of scores.
+        lost: number of samples whose score fell.
+        gained: number of samples whose score rose.
+        drop: mean score before minus mean score after, in the scores' unit.
+        p_value: probability of a difference at least as large if the means were equal.
     """
 
     method: str
@@ -37,15 +37,17 @@ class PairedTest:
 
     @property
     def larger_than_chance(self) -> bool:
-        """Whether the mean fell, and more than chance explains."""
+        """Whether the mean fell, by more than chance explains."""
         return self.drop > 0 and self.p_value < SIGNIFICANT
 
 
 def compare_paired(before: Sequence[float], after: Sequence[float]) -> PairedTest:
-    """McNemar's exact test if all scores are 0 or 1, else a paired bootstrap.
+    """Test whether two models' scores of the same samples have equal means.
+
+    The test is McNemar's exact test if all scores are 0 or 1, otherwise a paired bootstrap.
 
     Raises:
-        ValueError: if the lists are empty or of unequal length.
+        ValueError: if the lists are empty or have different lengths.
     """
     first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if first.shape != second.shape or not first.size:
@@ -58,9 +60,13 @@ def compare_paired(before: Sequence[float], after: Sequence[float]) -> PairedTes
 
 
 def mcnemar_exact(lost: int, gained: int) -> float:
-    """Two-sided p of McNemar's exact test: the samples that changed are tosses of a fair coin.
+    """Two-sided p-value of McNemar's exact test (McNemar 1947, in its binomial form).
 
-    Only pairs that differ count (McNemar 1947, in the binomial form).
+    Only pairs that differ count. If chance alone changed them, a score would fall as often as rise: a fair coin.
+
+    Args:
+        lost: number of samples whose score fell from 1 to 0.
+        gained: number of samples whose score rose from 0 to 1.
     """
     changed = lost + gained
     tail: int = sum(comb(changed, count) for count in range(min(lost, gained) + 1))
@@ -68,14 +74,14 @@ def mcnemar_exact(lost: int, gained: int) -> float:
 
 
 def paired_bootstrap(differences: np.ndarray, seed: int = 0) -> float:
-    """Two-sided p that the mean difference is zero, from 10 000 seeded resamples of the pairs.
+    """Two-sided p-value of a mean difference of zero, by 10 000 seeded resamples of the pairs.
 
-    Twice the share of resampled means on the far side of zero, one added to both counts so that p is never 0
-    (Efron and Tibshirani 1993; the correction is Davison and Hinkley's).
+    It is twice the share of resampled means on the other side of zero (Efron and Tibshirani 1993), with one added to both
+    counts so that it is never 0 (Davison and Hinkley 1997).
 
     Args:
-        differences: [samples], one for each pair.
-        seed: of the resampling.
+        differences: [samples], the difference of the scores of each pair.
+        seed: seed of the resampling.
     """
     random = np.random.default_rng(seed)
     at_most, at_least = 0, 0

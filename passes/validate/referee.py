@@ -1,7 +1,7 @@
-"""CLIP as the referee between two models' descriptions of the same images: the protocol of MindIE's LLaVA example.
+"""Comparing two models' descriptions of the same images by CLIP, as in the protocol of MindIE's LLaVA example.
 
-Each description is scored by the cosine similarity of CLIP's embeddings of image and text (CLIPScore without its rescaling,
-Hessel et al. 2021); the model with the higher mean is the more accurate one.
+The score of a description is the cosine similarity of CLIP's embeddings of image and text (CLIPScore without its rescaling,
+Hessel et al. 2021); the model with the higher mean wins.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from calibration.sources.images import image_in
+from calibration.sources.images import image_in, on_white
 from manifests.descriptions import Descriptions, RefereeReport
 from manifests.errors import BadInputError
 from manifests.files import sha256_file
@@ -36,7 +36,7 @@ class Clip(Protocol):
     name: str
 
     def similarity(self, image: Image.Image, texts: Sequence[str]) -> np.ndarray:
-        """Cosine similarity [texts] of an image with each text; what a text has beyond the model's length is left out."""
+        """Cosine similarity [texts] of an image with each text; texts are cut at the maximum length of the model."""
         ...
 
 
@@ -50,11 +50,11 @@ def referee(
     """Score two models' descriptions.
 
     Args:
-        first: of one model.
-        second: of the other, of the same images and asked for in the same way.
-        images: the folder that the images' names are relative to.
-        clip: the referee.
-        step: called after each image.
+        first: descriptions by one model.
+        second: descriptions by the other model, of the same images and made with the same settings.
+        images: folder of the images, to which their names are relative.
+        clip: the CLIP model that scores.
+        step: called with the name of each image after it has been scored.
 
     Raises:
         BadInputError: if the models were asked differently or about other images, an image is missing or has changed, or
@@ -64,18 +64,18 @@ def referee(
         mine, other = first.decoding.model_dump(), second.decoding.model_dump()
         key = next(key for key in mine if mine[key] != other[key])
         raise BadInputError(
-            f"{first.model} and {second.model} were asked differently: {key} is {mine[key]!r} and {other[key]!r}; describe the "
-            "images again with equal settings"
+            f"{first.model} and {second.model} were asked differently ({key} is {mine[key]!r} and {other[key]!r}): describe "
+            "the images again with equal settings"
         )
     texts = {item.image: item for item in second.descriptions}
     if {item.image: item.sha256 for item in first.descriptions} != {name: item.sha256 for name, item in texts.items()}:
         raise BadInputError(
-            f"{first.model} and {second.model} do not describe the same images: describe one folder with both"
+            f"{first.model} and {second.model} do not describe the same images: describe the same folder with both"
         )
     scores = {}
     for item in first.descriptions:
         stored = image_in(images, item.image, str(images))
-        image = stored.read()
+        image = on_white(stored.read())  # as both models saw it; open_clip would ignore transparency
         if sha256_file(images / item.image) != item.sha256:
             raise BadInputError(f"{images / item.image} is not the image that was described: give the same folder")
         pair = clip.similarity(image, [item.text, texts[item.image].text])
@@ -99,10 +99,10 @@ def referee(
 
 
 def open_clip_model(folder: Path) -> Clip:
-    """Open a CLIP model from a local folder: one of transformers, or one of open_clip with its weights.
+    """Open a CLIP model in a local folder, in the format of transformers or of open_clip.
 
     Raises:
-        BadInputError: if it is neither, or open_clip is needed and not installed.
+        BadInputError: if the folder holds neither, or open_clip is needed and not installed.
     """
     config_file = folder / "config.json"
     if config_file.is_file():
@@ -110,7 +110,7 @@ def open_clip_model(folder: Path) -> Clip:
             model_type = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
         except (OSError, ValueError, AttributeError) as error:
             raise BadInputError(f"{config_file} cannot be read ({error}): fetch the CLIP model again") from error
-        # A folder may have config.json for transformers and weights for open_clip alone.
+        # A folder may hold transformers' config.json and yet only open_clip's weights.
         if model_type == "clip" and any(folder.glob("model*.safetensors")):
             return _TransformersClip(folder)
     weights = next((folder / name for name in _OPEN_CLIP_WEIGHTS if (folder / name).is_file()), None)
@@ -140,7 +140,7 @@ class _TransformersClip:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise _unusable(folder, error) from error
         model, report = loaded
-        # transformers would draw them at random.
+        # transformers would initialize missing tensors at random.
         if report["missing_keys"]:
             raise BadInputError(
                 f"the CLIP model in {folder} lacks tensor {min(report['missing_keys'])}: fetch it again"
@@ -157,7 +157,7 @@ class _TransformersClip:
             return_tensors="pt",
             padding=True,
             truncation=True,
-            # Older tokenizers do not say it.
+            # Older tokenizers do not know the maximum length.
             max_length=self._model.config.text_config.max_position_embeddings,
         )
         with torch.no_grad():
@@ -171,8 +171,8 @@ class _OpenClip:
             import open_clip
         except ImportError as error:
             raise BadInputError(
-                f"{weights} is a model of open_clip, which cannot be used ({error}): install it with pip install "
-                "'vlmconvert[referee]', or give a CLIP model of transformers"
+                f"{weights} needs open_clip, which cannot be imported ({error}): pip install 'vlmconvert[referee]', or give "
+                "a CLIP model of transformers"
             ) from error
         self.name = folder.resolve().name
         described = (folder / _OPEN_CLIP_CONFIG).is_file()
@@ -182,7 +182,7 @@ class _OpenClip:
                 architecture, pretrained=None if described else str(weights)
             )
             self._tokenize = open_clip.get_tokenizer(architecture)
-        # What is in a file decides which library stumbles over it, and each has errors of its own.
+        # Which library fails depends on the content of the files, and each has its own exceptions.
         except Exception as error:
             raise _unusable(folder, error) from error
         self._model.eval()

@@ -1,7 +1,8 @@
-"""VQA accuracy as the VQAv2 evaluation counts it, and the list that its server takes.
+"""VQA accuracy as in the VQAv2 evaluation, and the list of answers that the VQAv2 server takes.
 
-The rule is from Antol et al., "VQA: Visual Question Answering" (2015). The normalization is that of the evaluation code at
-https://github.com/GT-Vision-Lab/VQA with its tables of words, oddities included, so that figures compare with published ones.
+The rule is from Antol et al., "VQA: Visual Question Answering" (2015). Answers are normalized as in the evaluation code at
+https://github.com/GT-Vision-Lab/VQA, by its tables of words with all their oddities, so that figures can be compared with
+published ones.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from manifests.evaluation import Prediction
 
 __all__ = ["LEAST_ANSWERS", "evalai", "normalize_answer", "vqa_accuracy"]
 
-# With fewer, no answer can be all right: it takes three people besides the one left out.
+# Minimum number of references: with fewer, no answer could score 1, for which three people besides the one left out must agree.
 LEAST_ANSWERS = 4
 
 _ARTICLES = {"a", "an", "the"}
@@ -32,7 +33,7 @@ _CONTRACTED = """
     where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'd've
     y'all'll you'd you'd've you'll you're you've
 """
-# Each is recognized with any one of its apostrophes left out.
+# Contractions are recognised with any one of their apostrophes left out.
 _CONTRACTIONS = {
     word[:place] + word[place + 1 :]: word
     for word in _CONTRACTED.split()
@@ -44,8 +45,8 @@ _CONTRACTIONS = {
 def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
     """Accuracy of one answer, from 0 to 1.
 
-    Each person is left out in turn, and min(matches among the others / 3, 1) is averaged. As in the official code,
-    texts are normalized only where the people do not all say the same: the others must then match to the letter.
+    Each reference is left out in turn, and min(matches among the others / 3, 1) is averaged. As in the official code, texts
+    are normalized only if the references differ; otherwise, the answer must equal them letter by letter.
     """
     answer = _one_line(answer)
     references = [_one_line(reference) for reference in references]
@@ -57,8 +58,8 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, without punctuation and articles, numbers up to ten as digits, and contractions with their apostrophes."""
-    # One comma between digits changes how all punctuation of the text is treated, as in the official code.
+    """Normalize a text: lower case, no punctuation, no articles, digits for numbers up to ten, apostrophes in contractions."""
+    # As in the official code, a comma between digits changes how all punctuation of the text is treated.
     has_number = _DIGIT_COMMA_DIGIT.search(text) is not None
     cleaned = text
     for mark in _PUNCTUATION:
@@ -69,17 +70,17 @@ def normalize_answer(text: str) -> str:
 
 
 def evalai(predictions: Iterable[Prediction]) -> list[dict[str, int | str]]:
-    """What the VQA server on EvalAI takes, as JSON: `[{"question_id": 1, "answer": "yes"}, ...]`.
+    """The answers in the format of the VQA server on EvalAI: `[{"question_id": 1, "answer": "yes"}, ...]`.
 
     Raises:
-        BadInputError: if a sample's id is not a question_id, or occurs twice.
+        BadInputError: if the id of a sample is not a question_id, or occurs twice.
     """
     answers: dict[int, str] = {}
     for prediction in predictions:
         if not (prediction.id.isascii() and prediction.id.isdigit()):
             raise BadInputError(f"sample {prediction.id} is not named by a question_id: evaluate on VQA questions")
         if int(prediction.id) in answers:
-            raise BadInputError(f"question_id {prediction.id} is answered twice: evaluate on a file that asks once")
+            raise BadInputError(f"question_id {prediction.id} is answered twice: evaluate on a file without duplicates")
         answers[int(prediction.id)] = _one_line(prediction.answer)
     return [{"question_id": key, "answer": answer} for key, answer in answers.items()]
 

@@ -52,9 +52,9 @@ _ON_HUB = {"model.language_model.": "language_model.model."}
 
 
 def ours(checkpoint: Path, output: Path) -> list[str]:
-    """Our command."""
+    """Our command, with an empty store."""
     run = [sys.executable, "-m", "vlmconvert", "llava", str(checkpoint), "--target", "ascend", "--llm", "w8a16"]
-    return [*run, "--no-validate", "-o", str(output)]
+    return [*run, "--no-validate", "--store", f"{output}-store", "-o", str(output)]
 
 
 def peer(python: Path, checkpoint: Path, output: Path, dtype: str) -> list[str]:

@@ -87,21 +87,22 @@ def adopt(folder: Path, like: Path) -> Path:
 
 def errors(checkpoint: Path, folders: dict[str, Path]) -> dict[str, tuple[float, float]]:
     """Mean KL and greatest difference of each folder's logits."""
-    from calibration.inputs import load_processor, prompt_inputs
     from calibration.scenes import Split
     from calibration.sources import load_samples
+    from passes.validate.comparison import kl_divergence
     from passes.validate.greedy import forced_logits, greedy
-    from passes.validate.parity import kl_divergence
-    from vlmconvert.families import llava
-    from vlmconvert.runtime import Runner
+    from tests.prompts import prompt_inputs
+    from vlmconvert import load_processor
+    from vlmconvert.families import load_family
+    from vlmconvert.running.open import open_runner
 
     processor = load_processor(checkpoint)
     samples = load_samples("scenes", PROMPTS, split=Split.TEST).samples
     processed = prompt_inputs(processor, [item.image for item in samples], [item.turns[0][0] for item in samples])
-    expected = greedy(llava.reference(checkpoint), processed, [], STEPS)
+    expected = greedy(load_family("llava").reference(checkpoint), processed, [], STEPS)
     found = {}
     for side, folder in folders.items():
-        logits = forced_logits(Runner(folder), processed, expected.tokens)
+        logits = forced_logits(open_runner(folder), processed, expected.tokens)
         difference = np.abs(logits - expected.logits).max() / np.ptp(expected.logits)
         found[side] = (float(kl_divergence(expected.logits, logits).mean()), float(difference))
     return found
@@ -142,7 +143,7 @@ def main(optimum_cli: Path, work: Path, rows: str, layers: int, workers: int, ru
                 adopted = adopt(output / "optimum", output / "ours")
                 found = errors(checkpoint, {"optimum": adopted, "ours": output / "ours"})
                 for side in figures:
-                    figures[side].append(Figures(*measured[side], size(output / side), *found[side]))
+                    figures[side].append(Figures(*measured[side][:2], size(output / side), *found[side]))
         before, after = (summary(of_side) for of_side in figures.values())
         for side, its in (("optimum", before), ("ours", after)):
             line = f"{row:9} {side:8} {its.wall:7.1f} s {its.peak / 1e9:6.2f} GB {its.size / 1e6:8.1f} MB"

@@ -32,10 +32,11 @@ def whole_graph(folder: Path, output: Path, precision: str) -> None:
     import openvino as ov
     import torch
 
-    from calibration.inputs import chat_text, load_processor
     from calibration.sources import load_samples
     from tests.benchmarks import whole_graph as peer
-    from vlmconvert.families import mllama
+    from tests.prompts import chat_prompt
+    from vlmconvert import load_processor
+    from vlmconvert.families import load_family
 
     model = peer.load(folder, torch.bfloat16)
     vision = peer.WholeVisionEncoder(model)
@@ -47,12 +48,12 @@ def whole_graph(folder: Path, output: Path, precision: str) -> None:
         names = [port.get_any_name() for port in language.inputs]
         samples: list[dict[str, Any]] = []
         for sample in load_samples("scenes", SAMPLES).samples:
-            text = chat_text(processor, sample.turns)
+            text = chat_prompt(processor, sample.turns)
             processed = processor(images=[[sample.image]], text=[text], return_tensors="np", add_special_tokens=False)
             arrays = {name: np.asarray(value) for name, value in processed.items()}
             for name in ("input_ids", "attention_mask", "cross_attention_mask"):
                 arrays[name] = arrays[name][:, :TOKENS]
-            values = mllama.inputs(arrays, config)
+            values = load_family("mllama").inputs(arrays, config)
             pixels = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask")
             with torch.no_grad():
                 outputs = vision(*(torch.from_numpy(values[name]) for name in pixels))[1:]
@@ -114,7 +115,7 @@ def main(work: Path, precision: str, layers: str, ways: str, runs: int, peer: Pa
             for _ in range(runs):
                 with tempfile.TemporaryDirectory(dir=work) as temporary:
                     figures.append(measure(command(way, folder, Path(temporary), precision)))
-            results[way] = (median(wall for wall, _ in figures), median(peak for _, peak in figures))
+            results[way] = (median(made.seconds for made in figures), median(made.memory for made in figures))
             wall, peak = results[way]
             line = f"{depth} layers  {way:8}  {wall:7.1f} s  {peak / 1e9:6.2f} GB"
             if "whole" in results and way != "whole":

@@ -97,7 +97,7 @@ def main(work: Path, layers: str, ways: str, peer: Path | None, output: Path | N
         whole: tuple[float, float] | None = None
         for way in ways.split(","):
             with tempfile.TemporaryDirectory(dir=work) as temporary:
-                wall, peak = measure(command(way, folder, Path(temporary)))
+                wall, peak, *_ = measure(command(way, folder, Path(temporary)))
             line = f"{depth} layers  {way:6}  {wall:7.1f} s  {peak / 1e9:6.2f} GB"
             if way == "whole":
                 whole = wall, peak

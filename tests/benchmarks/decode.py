@@ -21,11 +21,11 @@ from statistics import median
 
 import click
 
-from vlmconvert.bench import BenchRequest, bench, bench_prompts
 from vlmconvert.console import Reporter
-from vlmconvert.families import demo_checkpoint
-from vlmconvert.measured import MeasuredProcess, Side
-from vlmconvert.runtime import Runner
+from vlmconvert.families import demo_checkpoint, load_family
+from vlmconvert.measuring.bench import BenchRequest, bench, bench_prompts
+from vlmconvert.measuring.process import MeasuredProcess, Side
+from vlmconvert.running.open import open_runner
 
 LEAST_RATIO = 0.98
 
@@ -50,20 +50,18 @@ def write_whole_language_model(checkpoint: Path, folder: Path) -> None:
     import torch
 
     from manifests.io import read_manifest
-    from passes.export.slice_lm_head import SliceLmHeadPass
     from tests.benchmarks import whole_graph as peer
 
     language = next(item for item in read_manifest(folder).components if item.name == "language_model")
     half = language.precision == "fp16"
     # Not bfloat16: its weights would stay so, and ours are float16.
     graph = peer.stateful_language_model(peer.load(checkpoint, torch.float16 if half else torch.float32))
-    graph = SliceLmHeadPass().apply(graph)
-    ov.save_model(graph, folder / "openvino_language_model.xml", compress_to_fp16=half)
+    ov.save_model(peer.slice_lm_head(graph), folder / "openvino_language_model.xml", compress_to_fp16=half)
 
 
 def ratio_of_processes(ours: Path, whole: Path, new_tokens: int, repeats: int, pairs: int) -> float:
     """Our tokens per second over the whole graph's: medians over fresh processes, each alone, whose order changes."""
-    prompts = bench_prompts(ours, "mllama", batch=1, images=1)
+    prompts = bench_prompts(ours, load_family("mllama"), batch=1, images=1)
     times: dict[Path, list[float]] = {ours: [], whole: []}
     for number in range(pairs):
         for folder in (ours, whole) if number % 2 else (whole, ours):
@@ -83,8 +81,8 @@ def ratio_by_steps(ours: Path, whole: Path, new_tokens: int, repeats: int) -> fl
 
 def steps_ratio(left: Path, right: Path, new_tokens: int, repeats: int) -> float:
     """Speed of `left` over that of `right`: the median of the ratios of neighbouring steps."""
-    prompts = bench_prompts(left, "mllama", batch=1, images=1)
-    first, second = Runner(left), Runner(right)
+    prompts = bench_prompts(left, load_family("mllama"), batch=1, images=1)
+    first, second = open_runner(left), open_runner(right)
     ratios = []
     for number in range(repeats + 1):
         tokens = [runner.prefill(prompts[0])[:, -1].argmax(axis=-1) for runner in (first, second)]

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.oldest_onnxruntime ARTIFACT...
 
 Each release is installed into a folder of its own, so packages must be reachable. Every graph must give finite outputs on
-the release that its component names; whether the one before it fails is printed. `tests/vlmconvert/test_onnx.py` does the
+the release that its component names; whether the one before it fails is printed. `tests/vlmconvert/targets/onnx/test_target.py` does the
 same with the demo.
 """
 

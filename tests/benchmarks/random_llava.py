@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from passes.processor_files import processor_files
 from tests.benchmarks.random_weights import command, write_random_weights
-from vlmconvert.artifact import processor_files
 from vlmconvert.families import demo_checkpoint
 
 # In-memory prefix -> prefix on the hub.
@@ -35,6 +35,8 @@ def write_random_llava(
     heads: int = 32,
     key_value_heads: int = 8,
     vocabulary: int = 32000,
+    vision_layers: int = 8,
+    vision_hidden: int = 512,
     seed: int = 0,
 ) -> None:
     """Write a random LLaVA checkpoint: config, processor (the demo's) and bf16 weights; the vision tower is a small CLIP for the demo's images."""
@@ -43,9 +45,9 @@ def write_random_llava(
     image_size, patch_size = 112, 14
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
-            hidden_size=512,
-            intermediate_size=2048,
-            num_hidden_layers=8,
+            hidden_size=vision_hidden,
+            intermediate_size=4 * vision_hidden,
+            num_hidden_layers=vision_layers,
             num_attention_heads=8,
             image_size=image_size,
             patch_size=patch_size,

@@ -20,36 +20,26 @@ PROMPTS, TOKENS = 8, 4
 
 def answer(folder: Path, way: str) -> None:
     """Answer the prompts, and print seconds and peak memory in bytes."""
-    from calibration.inputs import load_processor, prompt_inputs
-    from passes.checkpoint import open_checkpoint
-    from passes.store import Store
     from passes.validate.greedy import greedy
-    from passes.validate.streamed import StreamedModel
-    from vlmconvert.console import Reporter
-    from vlmconvert.evaluate import load_questions
-    from vlmconvert.families import mllama
-    from vlmconvert.pipeline import Conversion
-    from vlmconvert.plan import Options
+    from passes.validate.streamed import StreamedModel, TorchBlocks
+    from tests.models import opened_model
+    from tests.prompts import prompt_inputs
+    from vlmconvert import load_processor
+    from vlmconvert.families import load_family
+    from vlmconvert.measuring.evaluate import load_questions
 
     questions = load_questions("scenes", PROMPTS, 0)[1]
     images = [question.sample.image for question in questions]
     processed = prompt_inputs(load_processor(folder), images, [question.prompt for question in questions])
     if way == "whole":
         start = time.monotonic()
-        model = mllama.reference(folder)
+        model = load_family("mllama").reference(folder)
     else:
-        options = Options(llm="fp32", vision="fp32")
-        conversion = Conversion("mllama", open_checkpoint(folder), options, Store(folder / "store"), 1, Reporter())
-        conversion.helper.close()
+        opened = opened_model(folder, folder.parent / "store")
+        family = opened.family
         start = time.monotonic()
-        model = StreamedModel(
-            conversion.checkpoint,
-            conversion.templates.names,
-            conversion.config,
-            conversion.components,
-            mllama.inputs,
-            mllama.next_inputs,
-        )
+        blocks = TorchBlocks(opened.checkpoint, opened.names, opened.config)
+        model = StreamedModel(blocks, opened.config, opened.components, family.inputs, family.next_inputs)
     tokens = greedy(model, processed, [], TOKENS).tokens
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     click.echo(f"{time.monotonic() - start} {peak} {tokens.tolist()}")

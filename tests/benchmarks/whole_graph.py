@@ -11,12 +11,16 @@ from typing import Any
 import nncf
 import openvino as ov
 import torch
+from openvino import opset13
 from openvino.frontend.pytorch import patch_model
 from torch import nn
 from transformers import MllamaForConditionalGeneration
 from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration as Model
 
+from passes.base import Intermediate
 from passes.export.make_stateful import MakeStatefulPass
+from passes.graph_pass import Graph
+from vlmconvert.families import load_family
 
 
 class PlainCache:
@@ -159,7 +163,21 @@ def stateful_language_model(model: Model) -> ov.Model:
     ]
     for port, name in zip(converted.outputs[1:], names, strict=True):
         port.get_tensor().set_names({name})
-    return MakeStatefulPass().apply(converted)
+    component = load_family("mllama").components(model.config.to_dict())[-1]
+    exact = model.dtype == torch.float32
+    graph = Graph(component, "", Intermediate(), lambda: (converted, {}), exact, ())
+    return graph.followed_by(MakeStatefulPass()).build()[0]
+
+
+def slice_lm_head(model: ov.Model) -> ov.Model:
+    """Let a language model compute the logits of the last position alone, in place."""
+    node = model.output("logits").get_node()
+    while node.get_type_name() != "MatMul":
+        node = node.input_value(0).get_node()
+    last = opset13.gather(node.input_value(0), opset13.constant([-1], ov.Type.i64), opset13.constant(1, ov.Type.i64))
+    node.input(0).replace_source_output(last.output(0))
+    model.validate_nodes_and_infer_types()
+    return model
 
 
 def vision_encoder(model: Model) -> ov.Model:

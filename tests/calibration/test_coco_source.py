@@ -94,30 +94,30 @@ def test_questions_without_answers(images, write):
         ([{"questions": QUESTIONS}, {"questions": QUESTIONS}], "neither COCO captions"),
         ([{"questions": QUESTIONS}, {"info": {}}], "neither COCO captions"),
         ([{"images": {}, "annotations": CAPTIONS}], "images is not a list"),
-        ([{"images": [1], "annotations": CAPTIONS}], "0.json, images, entry 1: not a JSON object"),
-        ([{"images": [{"id": 1}], "annotations": []}], "images, entry 1: no file_name"),
+        ([{"images": [1], "annotations": CAPTIONS}], "0.json, images, entry 1 is not a JSON object"),
+        ([{"images": [{"id": 1}], "annotations": []}], "images, entry 1 has no file_name"),
         ([{"images": [*IMAGES, IMAGES[0]], "annotations": []}], "images, entry 3: id 42 occurs twice"),
         ([{"images": IMAGES, "annotations": []}], "holds no captions"),
-        ([{"images": IMAGES, "annotations": [{"image_id": 42}]}], "annotations, entry 1: no caption"),
-        ([{"images": IMAGES, "annotations": [{"image_id": 9, "caption": "x"}]}], "image 9 is not among the images"),
+        ([{"images": IMAGES, "annotations": [{"image_id": 42}]}], "annotations, entry 1 has no caption"),
+        ([{"images": IMAGES, "annotations": [{"image_id": 9, "caption": "x"}]}], "the file lists no image 9"),
         (
             [{"images": [{"id": 1, "file_name": "../0.json"}], "annotations": [{"image_id": 1, "caption": "x"}]}],
-            "images, entry 1: '../0.json' lies outside the folder",
+            "images, entry 1: image '../0.json' lies outside the folder",
         ),
         (
             [{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "x"}]}],
             "images, entry 1: image .*1.jpg does not exist",
         ),
         ([{"questions": []}], "holds no questions"),
-        ([{"questions": [{"question_id": "x"}]}], "questions, entry 1: no question_id"),
+        ([{"questions": [{"question_id": "x"}]}], "questions, entry 1 has no question_id"),
         ([{"questions": [QUESTIONS[0], QUESTIONS[0]]}], "question_id 42000 occurs twice"),
         (
             [{"questions": QUESTIONS}, {"annotations": ANSWERS[:2]}],
-            "no answers to question 7000: give files of one split",
+            "no answers to question 7000: give files of the same split",
         ),
         (
             [{"questions": QUESTIONS}, {"annotations": [{"question_id": 1, "answers": ["x"]}]}],
-            "answers without an answer",
+            "has an answer without text",
         ),
         ([{"questions": [{**QUESTIONS[0], "image_id": 5}]}], "has no image COCO_..._000000000005.jpg"),
     ],
@@ -130,7 +130,12 @@ def test_what_is_broken_is_named(images, write, documents, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is not JSON"), ("[1]", "is not a JSON object"), ("\udcff", "is not JSON"), ("[" * 100_000, "is not JSON")],
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "is not a JSON object"),
+        ("\udcff", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+    ],
 )
 def test_files_that_are_not_json(tmp_path, text, message):
     path = tmp_path / "captions.json"
@@ -140,10 +145,10 @@ def test_files_that_are_not_json(tmp_path, text, message):
 
 
 def test_missing_files_and_folders(tmp_path, write):
-    with pytest.raises(BadInputError, match="captions.json does not exist"):
+    with pytest.raises(BadInputError, match="captions.json is missing"):
         load_samples(str(tmp_path / "captions.json"), 1)
     path = write("captions.json", images=IMAGES, annotations=CAPTIONS)
-    with pytest.raises(BadInputError, match="is not a folder of images"):
+    with pytest.raises(BadInputError, match="is not a folder: give the folder of the images"):
         load_samples(f"{path}:{tmp_path / 'nowhere'}", 1)
 
 

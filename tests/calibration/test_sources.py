@@ -40,12 +40,12 @@ def test_seed_chooses_and_digest_tells():
 
 
 def test_images_of_one_size_are_calibrated_with_every_tile_count(photos, demo):
-    from calibration.inputs import load_processor
-    from vlmconvert.families.mllama import calibration_sizes
+    from vlmconvert import load_processor
+    from vlmconvert.families import load_family
 
     samples = load_samples(str(photos), 3)
     more = SampleSet(samples.source, None, 0, samples.samples * 2).with_sizes(
-        calibration_sizes({"vision_config": {"image_size": 56, "max_num_tiles": 4}})
+        load_family("mllama").image_sizes({"vision_config": {"image_size": 56, "max_num_tiles": 4}})
     )
     images = [[sample.image] for sample in more.samples]
     mask = load_processor(demo).image_processor(images=images, return_tensors="np")["aspect_ratio_mask"]
@@ -97,7 +97,7 @@ def test_texts_that_are_not_utf_8_are_refused(photos):
     with pytest.raises(BadInputError, match="1.txt cannot be read .*: save it as UTF-8"):
         load_samples(str(photos), 1)
     (photos / "metadata.jsonl").write_bytes(b'\n{"file_name": "0.png", "caption": "caf\xe9"}')
-    with pytest.raises(BadInputError, match="metadata.jsonl, line 2: not a JSON object"):
+    with pytest.raises(BadInputError, match="metadata.jsonl, line 2 is not a JSON object"):
         load_samples(str(photos), 1)
 
 
@@ -140,12 +140,12 @@ def test_bad_metadata_is_one_sentence(photos, line, message):
 
 
 def test_unknown_and_empty_sources_are_refused(tmp_path):
-    with pytest.raises(BadInputError, match="not a folder"):
+    with pytest.raises(BadInputError, match="neither a folder"):
         load_samples("./nowhere", 1)
     for source in ("a.json,b.tsv", "a,b", str(tmp_path / "photo.png")):
-        with pytest.raises(BadInputError, match="not a folder, JSON or TSV files"):
+        with pytest.raises(BadInputError, match="neither a folder nor JSON or TSV files"):
             load_samples(source, 1)
-    with pytest.raises(BadInputError, match="holds no images"):
+    with pytest.raises(BadInputError, match="holds neither images nor metadata.jsonl"):
         load_samples(str(tmp_path), 1)
     with pytest.raises(BadInputError, match="too few"):
         load_samples("scenes", 0)

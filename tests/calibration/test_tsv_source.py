@@ -65,14 +65,14 @@ def test_a_string_is_a_caption_and_lines_may_end_in_crlf(write):
     ("images", "annotations", "message"),
     [
         (IMAGES, [], "texts.tsv is empty"),
-        (IMAGES, ["a"], "texts.tsv, line 1: not a key, a tab and a value"),
-        (IMAGES, ["", "\tx"], "texts.tsv, line 2: not a key, a tab and a value"),
-        (IMAGES, ["a\t{"], "texts.tsv, line 1: no questions or captions as JSON"),
+        (IMAGES, ["a"], "texts.tsv, line 1 does not consist of a key, a tab and a value"),
+        (IMAGES, ["", "\tx"], "texts.tsv, line 2 does not consist of a key, a tab and a value"),
+        (IMAGES, ["a\t{"], "texts.tsv, line 1 has no questions or captions as JSON"),
         (IMAGES, ['a\t[{"question": "x", "answer": "y"}, "z"]'], "some entries have a question and some have none"),
-        (IMAGES, ['a\t"x"', "a\t5"], "texts.tsv, line 2: no caption or answer"),
+        (IMAGES, ['a\t"x"', "a\t5"], "texts.tsv, line 2 has no caption or answer"),
         (IMAGES, ['d\t"x"'], "texts.tsv, line 1: .*images.tsv has no image d"),
-        ([*IMAGES, IMAGES[0]], ['a\t"x"'], "images.tsv, line 4: image a is in line 1 already"),
-        (["b\tx", "a"], ['a\t"x"'], "images.tsv, line 2: not a key"),
+        ([*IMAGES, IMAGES[0]], ['a\t"x"'], "images.tsv, line 4: image a is in line 1 too"),
+        (["b\tx", "a"], ['a\t"x"'], "images.tsv, line 2 does not consist of a key"),
         (["b\tx", "a\t*broken*"], ['a\t"x"'], "images.tsv, line 2: image a cannot be read"),
         (["a\tabcd"], ['a\t"x"'], "images.tsv, line 1: image a cannot be read"),
     ],
@@ -90,7 +90,7 @@ def test_bombs_long_lines_and_keys_that_are_not_text(write, monkeypatch, tmp_pat
             load_samples(source, 1)
     with monkeypatch.context() as patch:
         patch.setattr(tsv_module, "_LONGEST_LINE", 8)
-        with pytest.raises(BadInputError, match="images.tsv, line 1: longer than"):
+        with pytest.raises(BadInputError, match="images.tsv, line 1 is longer than"):
             load_samples(source, 1)
     (tmp_path / "texts.tsv").write_bytes(b'\xff\t"x"\n')
     with pytest.raises(BadInputError, match="texts.tsv, line 1: the key is not UTF-8"):

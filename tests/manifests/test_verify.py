@@ -4,7 +4,7 @@ import pytest
 
 from manifests.errors import BadInputError
 from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, write_manifest
-from manifests.model import Component, FileRecord, Manifest, Source
+from manifests.model import ComponentRecord, FileRecord, Manifest, Source
 from manifests.verify import verify_files, verify_manifest
 
 
@@ -16,7 +16,7 @@ def folder(tmp_path):
         files.append(
             FileRecord(path=name, size=0, sha256="e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
         )
-    component = Component(
+    component = ComponentRecord(
         name="model",
         role="",
         format="openvino",
@@ -70,7 +70,7 @@ def test_every_byte_of_the_manifest_is_covered(folder):
 def test_every_fault_of_a_manifest_is_listed(folder):
     path, _ = folder
     data = json.loads((path / MANIFEST_NAME).read_text())
-    data["target"] = "paper"
+    data["target"] = 7
     data["components"][0]["files"][0]["size"] = -1
     data["more"] = 1
     (path / MANIFEST_NAME).write_text(json.dumps(data))
@@ -112,7 +112,6 @@ def test_contradictions_that_the_schema_allows(folder):
     assert details(verify_manifest(path)[1]) == [
         "file graph.xml is listed twice",
         "component model is listed twice",
-        "component model does not have one .xml and one .bin",
     ]
 
 
@@ -124,19 +123,3 @@ def test_unlisted_files_in_subfolders_are_found(folder):
     (path / ".cache" / "x.json").write_text("")
     checks = [check for check in verify_files(path, manifest) if check.outcome == "failed"]
     assert [(check.check, check.place) for check in checks] == [("listed", "more/model.safetensors")]
-
-
-def test_contradictions_of_an_ascend_artifact(folder):
-    path, manifest = folder
-    component = manifest.components[0].model_copy(update={"format": "ascend-w8a16"})
-    write_manifest(manifest.model_copy(update={"components": [component], "target": "ascend"}), path)
-    assert details(verify_manifest(path)[1]) == [
-        "component model does not have weights and their description",
-        "a run plan goes with the target ascend, and with no other",
-    ]
-
-
-def test_a_format_of_another_target(folder):
-    path, manifest = folder
-    write_manifest(manifest.model_copy(update={"target": "onnx"}), path)
-    assert details(verify_manifest(path)[1]) == ["the target is onnx, and components are of openvino"]

@@ -86,7 +86,7 @@ def change_header(folder, change):
 LM_HEAD = "language_model.lm_head.weight"
 BROKEN = {
     "no config": (lambda folder: (folder / "config.json").unlink(), r"config\.json is missing"),
-    "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "not readable JSON"),
+    "config is not JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
     "quantized": (
         lambda folder: (folder / "config.json").write_text(
             '{"model_type": "mllama", "quantization_config": {"quant_method": "awq"}}'
@@ -108,7 +108,7 @@ BROKEN = {
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
         "pickled weights only.*save_pretrained",
     ),
-    "cut": (cut, r"has \d+ bytes, and its header asks for \d+"),
+    "cut": (cut, r"has \d+ bytes, but its header describes \d+"),
     "no header": (lambda folder: (folder / "model.safetensors").write_bytes(b"12"), "not a whole safetensors file"),
     "text": (
         lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs"),
@@ -212,9 +212,9 @@ def test_both_spellings_give_the_same_blocks(copy, demo, store, tmp_path):
 
 def test_fetch_takes_folders_and_refuses_what_is_neither(demo):
     assert fetch_checkpoint(str(demo)) == (demo, None)
-    with pytest.raises(BadInputError, match="goes with a hub id"):
+    with pytest.raises(BadInputError, match="is only for hub ids"):
         fetch_checkpoint(str(demo), revision="main")
-    with pytest.raises(BadInputError, match="no checkpoint folder and no hub id"):
+    with pytest.raises(BadInputError, match="neither a checkpoint folder nor a hub id"):
         fetch_checkpoint("./nowhere")
 
 

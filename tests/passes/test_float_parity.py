@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from calibration.inputs import chat_text, load_processor
 from calibration.scenes import Split
 from calibration.sources import load_samples
-from vlmconvert.families.mllama_reference import Reference
-from vlmconvert.runtime import Runner
+from tests.prompts import chat_prompt
+from vlmconvert import load_processor
+from vlmconvert.families.mllama.reference import Reference
+from vlmconvert.running.open import open_runner
 
 # Share of the logits' range by which any logit may differ.
 TOLERANCE = 1e-3
@@ -25,11 +26,11 @@ def processor(demo):
 
 @pytest.fixture(scope="module", params=["last", "all"])
 def runner(request, build):
-    return Runner(build("--llm", "fp32", "--vision", "fp32", "--logits", request.param))
+    return open_runner(build("--llm", "fp32", "--vision", "fp32", "--logits", request.param))
 
 
 def process(processor, prompts, images):
-    texts = [chat_text(processor, ((prompt, None),), len(own)) for prompt, own in zip(prompts, images, strict=True)]
+    texts = [chat_prompt(processor, ((prompt, None),), len(own)) for prompt, own in zip(prompts, images, strict=True)]
     processed = processor(
         images=images if any(images) else None,
         text=texts,
@@ -68,7 +69,7 @@ def test_logits_equal_the_checkpoint(runner, reference, processor, case):
 
 
 def test_all_logits_are_those_of_every_position(build, reference, processor):
-    runner = Runner(build("--llm", "fp32", "--vision", "fp32", "--logits", "all"))
+    runner = open_runner(build("--llm", "fp32", "--vision", "fp32", "--logits", "all"))
     processed = process(processor, *CASES["batch of two with padding"])
     expected, actual = reference.prefill(processed), runner.prefill(processed)
     assert actual.shape == expected.shape

@@ -4,7 +4,7 @@ import pytest
 from openvino import opset13
 
 from manifests.errors import ConversionError
-from passes.export.ir import count_weights, detach, number_names, write
+from passes.export.ir import count_weights, detach, finish, store_in_half, write
 from passes.export.weights import WeightBytes
 
 
@@ -78,6 +78,32 @@ def test_automatic_names_do_not_depend_on_the_process(graph, tmp_path):
         model = ov.Model([opset13.add(opset13.add(x, x), x)], [x], "model")
         model.outputs[0].set_names({"y"})
         ov.save_model(model, path)
-        number_names(path)
+        finish(path)
         texts.add(path.read_text())
     assert len(texts) == 1
+
+
+def test_constants_are_stored_in_half_and_read_as_they_were(tmp_path):
+    values = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    x = opset13.parameter([1, 32], name="x")
+    weight = opset13.constant(values, name="layer.weight")
+    model = ov.Model([opset13.matmul(x, weight, False, True)], [x])
+    store_in_half(model, ["layer.weight"])
+    xml = tmp_path / "graph.xml"
+    ov.save_model(model, xml, compress_to_fp16=False)
+    finish(xml)
+    assert count_weights(xml) == {"f16": values.size}
+    given = np.ones((1, 32), np.float32)
+    expected = given @ values.astype(np.float16).astype(np.float32).T
+    np.testing.assert_allclose(infer(xml, given), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "message"),
+    [(1e6, "layer.weight", "beyond the range of float16"), (1.0, "other.weight", "other.weight must stay float")],
+)
+def test_what_cannot_be_stored_in_half_is_an_error(value, name, message):
+    x = opset13.parameter([1, 4], name="x")
+    model = ov.Model([opset13.add(x, opset13.constant(np.full(4, value, np.float32), name="layer.weight"))], [x])
+    with pytest.raises(ConversionError, match=message):
+        store_in_half(model, [name])

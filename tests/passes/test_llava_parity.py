@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from calibration.inputs import chat_text, load_processor, process
 from calibration.scenes import Split, draw_scene
 from tests.checkpoints import write_checkpoint
 from tests.conftest import vlmconvert
-from vlmconvert.families import FAMILIES, family_module
-from vlmconvert.runtime import Runner
+from tests.prompts import chat_prompt, process
+from vlmconvert import load_processor
+from vlmconvert.families import FAMILIES, load_family
+from vlmconvert.running.open import open_runner
+
+pytestmark = pytest.mark.slow
 
 # Share of the logits' range by which any logit may differ.
 TOLERANCE = 1e-5
@@ -65,8 +68,8 @@ class Built:
         precisions = ("--target", target, "--llm", "fp32", "--vision", "fp32")
         result = vlmconvert(self.family, checkpoint, *precisions, "-o", artifact, "--store", store, "--no-validate")
         assert result.exit_code == 0, result.output
-        self.reference = family_module(self.family).reference(checkpoint)
-        self.runner = Runner(artifact)
+        self.reference = load_family(self.family).reference(checkpoint)
+        self.runner = open_runner(artifact)
         self.processor = load_processor(artifact)
 
 
@@ -104,23 +107,23 @@ def assert_parity(built, processed):
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_the_checkpoints(built, case):
     prompts = CASES[case]
-    texts = [chat_text(built.processor, ((text, None),), len(images)) for text, images in prompts]
+    texts = [chat_prompt(built.processor, ((text, None),), len(images)) for text, images in prompts]
     assert_parity(built, process(built.processor, texts, [images for _, images in prompts]))
 
 
 @pytest.mark.parametrize("built", [case for case in CASES_BUILT if "video" in case[0]], indirect=True, ids=" for ".join)
 def test_video_frames(built):
     frames = [image(10, (60, 44))] * 3 + [image(11, (60, 44))]
-    text = chat_text(built.processor, (("What happens?", None),), 0, 1)
+    text = chat_prompt(built.processor, (("What happens?", None),), 0, 1)
     assert_parity(built, process(built.processor, [text], [], [[frames]]))
-    both = chat_text(built.processor, (("What happens?", None),), 2, 1)
+    both = chat_prompt(built.processor, (("What happens?", None),), 2, 1)
     assert_parity(built, process(built.processor, [both], [[image(12), image(13)]], [[frames]]))
-    batch = [text, chat_text(built.processor, (("And then, after it?", None),), 0, 1)]
+    batch = [text, chat_prompt(built.processor, (("And then, after it?", None),), 0, 1)]
     assert_parity(built, process(built.processor, batch, [], [[frames], [frames[::-1]]]))
 
 
 def test_the_vision_side_is_the_checkpoints(built):
-    texts = [chat_text(built.processor, (("Describe it.", None),))]
+    texts = [chat_prompt(built.processor, (("Describe it.", None),))]
     processed = process(built.processor, texts, [[image(14)]])
     expected = built.reference.prefill(processed)
     handed = built.reference.handed
@@ -140,4 +143,4 @@ def test_the_vision_side_is_the_checkpoints(built):
 
 
 def test_every_family_has_a_checkpoint_here():
-    assert {options.get("family", "llava") for options in CHECKPOINTS.values()} == set(FAMILIES) - {"mllama"}
+    assert {options.get("family", "llava") for options in CHECKPOINTS.values()} == set(FAMILIES.names) - {"mllama"}

@@ -108,5 +108,5 @@ def test_unknown_metrics_and_missing_references_are_one_sentence():
             metric(name).score([], [])
         with pytest.raises(BadInputError, match="sample 2 has 0"):
             metric(name).score(["a", "b"], [["a"] * 4, []])
-    with pytest.raises(BadInputError, match="4 right answers or more, and sample 1 has 3"):
+    with pytest.raises(BadInputError, match="at least 4 right answers, and sample 1 has 3"):
         metric("vqa").score(["a"], [["a"] * 3])

@@ -80,7 +80,7 @@ def test_the_higher_mean_wins(images):
 @pytest.mark.parametrize(
     ("decoding", "message"),
     [
-        ({"max_new_tokens": 9}, "asked differently: max_new_tokens is 8 and 9"),
+        ({"max_new_tokens": 9}, "asked differently .max_new_tokens is 8 and 9"),
         ({"prompt": "What is it?"}, "prompt is 'Describe.' and 'What is it"),
         ({"ignore_eos": True}, "ignore_eos is False and True"),
     ],
@@ -294,8 +294,8 @@ def test_models_of_one_name_are_told_apart_by_their_files(images, clip, tmp_path
             {"config.json": '{"model_type": "clip"}', "model.safetensors": "", "tokenizer.json": "{}"},
             "cannot be opened",
         ),
-        ({"config.json": '{"model_type": "clip"}', "open_clip_pytorch_model.bin": ""}, "is a model of open_clip"),
-        ({"open_clip_model.safetensors": ""}, r"is a model of open_clip.*vlmconvert\[referee\]"),
+        ({"config.json": '{"model_type": "clip"}', "open_clip_pytorch_model.bin": ""}, "needs open_clip"),
+        ({"open_clip_model.safetensors": ""}, r"needs open_clip.*vlmconvert\[referee\]"),
     ],
 )
 def test_a_folder_without_clip_is_refused(tmp_path, monkeypatch, files, message):
@@ -309,13 +309,13 @@ def test_a_folder_without_clip_is_refused(tmp_path, monkeypatch, files, message)
 def test_files_of_answers_alone_are_refused(tmp_path):
     path = tmp_path / "predict_result.json"
     path.write_text('{"/images/01.jpg": "A cat."}')
-    with pytest.raises(BadInputError, match="holds answers alone, as MindIE writes them"):
+    with pytest.raises(BadInputError, match="holds only answers, as MindIE writes them"):
         read_descriptions(path)
     path.write_text('{"model": "a", "descriptions": []}')
-    with pytest.raises(BadInputError, match="decoding: Field required"):
+    with pytest.raises(BadInputError, match="decoding is missing"):
         read_descriptions(path)
     path.write_text('{"model": "a", "decoding": {"prompt": "b", "max_new_tokens": 1}, "descriptions": []}')
-    with pytest.raises(BadInputError, match="descriptions: List should have at least 1 item"):
+    with pytest.raises(BadInputError, match="descriptions is empty"):
         read_descriptions(path)
     once = {"image": "a.png", "sha256": "0" * 64, "text": "a"}
     twice = {"model": "a", "decoding": {"prompt": "b", "max_new_tokens": 1}, "descriptions": [once, once]}

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,61 @@ def test_two_makers_of_one_entry_agree(tmp_path):
 def test_digest_depends_on_values_not_on_order_of_keys():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest("a", "bc") != digest("ab", "c")
+
+
+def filled(store, *keys):
+    """Entries of 100 bytes, each last used a second after the one before."""
+    for number, key in enumerate(keys):
+        entry = store.get_or_make(key * 32, lambda folder: (folder / "x").write_bytes(bytes(100)), f"entry {key}")
+        os.utime(entry, (1000 + number, 1000 + number))
+
+
+def test_entries_say_what_they_are(tmp_path):
+    store = Store(tmp_path)
+    filled(store, "cd", "ab")
+    assert [(entry.key[:2], entry.what, entry.size, entry.used) for entry in store.entries()] == [
+        ("cd", "entry cd", 100, 1000),
+        ("ab", "entry ab", 100, 1001),
+    ]
+    store.remove("ab" * 32)
+    assert [entry.key[:2] for entry in store.entries()] == ["cd"]
+    assert not list((tmp_path / "ab").iterdir())
+
+
+def test_what_was_not_used_for_longest_is_removed_first(tmp_path):
+    store = Store(tmp_path)
+    filled(store, "aa", "bb", "cc", "dd")
+    store.get_or_make("aa" * 32, lambda folder: None)
+    assert [entry.key[:2] for entry in store.prune(250)] == ["bb", "cc"]
+    assert store.prune(250) == []
+    assert [entry.key[:2] for entry in store.entries()] == ["dd", "aa"]
+    assert [entry.key[:2] for entry in store.prune(0, unused=3600)] == ["dd"]
+    assert [entry.key[:2] for entry in store.prune(0)] == ["aa"]
+    assert store.entries() == []
+
+
+def test_entries_that_were_never_finished_are_removed(tmp_path):
+    program = f"""
+import os
+import os
+import subprocess
+import sys
+from pathlib import Path
+from passes.store import Store
+Store(Path({str(tmp_path)!r})).get_or_make("ab" * 32, lambda folder: os._exit(0))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert [path.name[:8] for path in (tmp_path / "ab").iterdir()] == [".making-"]
+    assert Store(tmp_path).entries() == []
+    assert Store(tmp_path).remove_leftovers() == 1
+    assert not list((tmp_path / "ab").iterdir())
+    assert Store(tmp_path / "none").remove_leftovers() == 0
+
+
+def test_an_owner_knows_the_size_of_its_own_entries(tmp_path):
+    own, other = Store(tmp_path, "mine"), Store(tmp_path, "yours")
+    own.get_or_make("a" * 64, lambda folder: (folder / "x").write_bytes(bytes(3)), "a result")
+    other.get_or_make("b" * 64, lambda folder: (folder / "x").write_bytes(bytes(50)), "a result")
+    assert [store.size() for store in (own, other, Store(tmp_path, "nobody"))] == [3, 50, 0]
+    assert Store(tmp_path).size() == 53
+    assert [entry.what for entry in own.entries()] == ["mine: a result", "yours: a result"]

@@ -9,16 +9,16 @@ from calibration.sources import load_samples
 from manifests.errors import BadInputError
 from manifests.io import read_manifest
 from passes.chain import CheckpointBlocks, FloatChain
-from passes.checkpoint import open_checkpoint
 from passes.store import Store
 from passes.validate.blocks import ValidateBlocksPass
 from tests.garbage import GARBAGE, copy, rehash, zero_norm
-from vlmconvert.blocks import artifact_blocks, block_errors
-from vlmconvert.console import Reporter
-from vlmconvert.families import family_module
-from vlmconvert.pipeline import Conversion
-from vlmconvert.plan import Options
-from vlmconvert.runtime import Runner
+from tests.models import opened_model
+from vlmconvert.families import load_family
+from vlmconvert.measuring.blocks import artifact_blocks, block_errors
+from vlmconvert.running.open import open_runner
+from vlmconvert.targets.openvino.target import TARGET as OPENVINO
+
+pytestmark = pytest.mark.slow
 
 OPTIONS = ("--llm", "int4", "--vision", "int8-ptq", "--vision-samples", "8")
 SAMPLES = 2
@@ -33,13 +33,13 @@ def good(build):
 def parts(good, tmp_path_factory):
     """The components by name, and inputs for each of them alone: to the language model the good encoder's keys and values."""
     folder = tmp_path_factory.mktemp("inputs")
-    runner = Runner(good)
-    write_inputs(good, load_samples("scenes", SAMPLES), "vlmconvert.families.mllama:inputs", runner.config, 0, folder)
+    runner = open_runner(good)
+    write_inputs(good, load_samples("scenes", SAMPLES), load_family("mllama"), runner.config, 0, folder)
     runner.family = type("Ready", (), {"inputs": staticmethod(lambda values, _config: values)})
     for path in folder.iterdir():
         values = load_file(path)
         write_activations(path, values | runner.encode_images(values))
-    components = family_module("mllama").components(runner.config)
+    components = load_family("mllama").components(runner.config)
     return {component.name: component for component in components}, folder
 
 
@@ -63,7 +63,9 @@ def test_a_published_bad_build_is_traced_to_its_blocks(good, parts, tmp_path, sp
     rehash(bad)
     components, inputs = parts
     name, blocks = where
-    chain = FloatChain(Store(tmp_path / "store"), blocks_of(good), (components[name],), {}, "", inputs, "", SAMPLES)
+    chain = FloatChain(
+        Store(tmp_path / "store"), blocks_of(good), (components[name],), {}, "", inputs, str, {name: SAMPLES}
+    )
     errors = ValidateBlocksPass()(chain, blocks_of(bad))
     assert {(item.component, item.block) for item in errors if item.relative_error > 0} == {
         (name, block) for block in blocks
@@ -75,10 +77,10 @@ def test_a_bad_build_stands_out_beside_the_checkpoint(good, parts, demo, store, 
     bad = copy(good, tmp_path / "bad")
     zero_norm(bad)
     components, inputs = parts
-    conversion = Conversion("mllama", open_checkpoint(demo), Options(), Store(store), 1, Reporter())
-    conversion.helper.close()
-    blocks = CheckpointBlocks(conversion.checkpoint, conversion.templates)
-    chain = FloatChain(Store(tmp_path / "store"), blocks, (components["language_model"],), {}, "", inputs, "", SAMPLES)
+    opened = opened_model(demo, store)
+    blocks = CheckpointBlocks(opened.checkpoint, opened.templates)
+    bound = components["language_model"].bound(opened.templates.shapes)
+    chain = FloatChain(Store(tmp_path / "store"), blocks, (bound,), {}, "", inputs, str, {bound.name: SAMPLES})
     before, after = (ValidateBlocksPass()(chain, blocks_of(folder)) for folder in (good, bad))
     assert all(item.relative_error < 0.5 and item.cosine > 0.9 for item in before)
     grown = [new.block for old, new in zip(before, after, strict=True) if new.relative_error > 2 * old.relative_error]
@@ -100,8 +102,8 @@ def test_every_weight_belongs_to_a_block(good):
 
     config = json.loads((good / "config.json").read_text())
     records = {item.name: item for item in read_manifest(good).components}
-    for component in family_module("mllama").components(config):
-        xml = good / f"{component.stems['openvino']}.xml"
+    for component in load_family("mllama").components(config):
+        xml = good / f"{OPENVINO.stem(component)}.xml"
         constants = block_constants(xml, component)
         assert set(constants) == {block.name for block in component.blocks} == set(records[component.name].blocks)
         end = gaps = 0

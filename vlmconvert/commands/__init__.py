@@ -1,8 +1,7 @@
-"""The commands, one file each. Heavy libraries are imported where a command uses them, so that --help answers at once."""
+"""The commands, one file for each. Heavy libraries are imported by the function that uses them, so that --help answers at once."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,16 @@ __all__ = [
     "at_least",
     "check_new_file",
     "device_options",
+    "machine_options",
     "parse_counts",
     "parse_ov_config",
-    "parse_size",
     "refuse_options",
 ]
 
-# Name -> where the command lives; a file is imported only when its command is named, or for --help's list.
+# Command -> its module and attribute. A module is imported when its command is used, and all of them for the list in --help.
 COMMANDS = {
+    "build": "vlmconvert.commands.build:build",
+    "recipe": "vlmconvert.commands.recipe:recipe",
     "run": "vlmconvert.commands.run:run",
     "demo": "vlmconvert.commands.demo:demo",
     "evaluate": "vlmconvert.commands.evaluate:evaluate",
@@ -34,23 +35,49 @@ COMMANDS = {
     "describe": "vlmconvert.commands.describe:describe",
     "referee": "vlmconvert.commands.referee:referee",
     "report": "vlmconvert.commands.report:report",
+    "cache": "vlmconvert.commands.cache:cache",
 }
 
 
 def at_least(name: str, value: int, least: int) -> None:
-    """Refuse an option's value below `least`."""
+    """Refuse a value of an option that is smaller than `least`."""
     if value < least:
         raise BadInputError(f"--{name.replace('_', '-')} {value} is too small: use {least} or more")
 
 
+def machine_options() -> list[click.Option]:
+    """The options of commands that convert, about the machines that do the work."""
+    return [
+        click.Option(
+            ["--workers"],
+            type=int,
+            help="Number of processes that compress blocks; for ascend, number of weight files that are written at once.  "
+            "[default: as many as fit the cores and the memory]",
+        ),
+        click.Option(
+            ["--max-memory"],
+            metavar="SIZE",
+            help="Limit for the memory, such as 8GiB; what does not fit is refused.  [env var: VLMCONVERT_MAX_MEMORY]",
+        ),
+        click.Option(
+            ["--cluster"],
+            metavar="ADDRESS",
+            help="Compress blocks on the workers of dask://HOST:PORT or ray://HOST:PORT, which share the store and the "
+            "checkpoint.",
+        ),
+    ]
+
+
 def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every command that runs an artifact: `device`, `ov_config`, `cache_dir`."""
+    """Add the options that every command has that runs an artifact: `device`, `ov_config`, `cache_dir`."""
     options = (
         click.option("--device", default="CPU", show_default=True, help="OpenVINO device: CPU, GPU, GPU.1, AUTO, ..."),
         click.option(
             "--ov-config", multiple=True, metavar="KEY=VALUE", help="OpenVINO compile option; may be repeated."
         ),
-        click.option("--cache-dir", type=click.Path(path_type=Path), help="Where OpenVINO keeps compiled models."),
+        click.option(
+            "--cache-dir", type=click.Path(path_type=Path), help="Folder where OpenVINO keeps compiled models."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -58,38 +85,45 @@ def device_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def parse_ov_config(entries: Iterable[str]) -> dict[str, str]:
-    """`KEY=VALUE` entries as OpenVINO takes them.
+    """Turn `KEY=VALUE` entries into OpenVINO's compile options.
 
     Raises:
-        BadInputError: if an entry has no value.
+        BadInputError: if an entry has no key or no `=`.
     """
     options = {}
     for entry in entries:
         key, separator, value = entry.partition("=")
         if not separator or not key:
-            raise BadInputError(f"--ov-config {entry} is not KEY=VALUE: write for example INFERENCE_NUM_THREADS=4")
+            raise BadInputError(f"--ov-config {entry} is not KEY=VALUE: write, for example, INFERENCE_NUM_THREADS=4")
         options[key] = value
     return options
 
 
 def parse_counts(name: str, text: str) -> tuple[int, ...]:
-    """The numbers of a list such as 1,2,4, each once and in order.
+    """Read a list of numbers such as 1,2,4; repeated numbers count once.
+
+    Args:
+        name: name of the option, for the error.
+        text: the list.
 
     Raises:
-        BadInputError: if a part is no whole number from 1.
+        BadInputError: if a part is not a positive whole number.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise BadInputError(f"--{name} {text} is no list of whole numbers from 1: write it as 1,2,4")
+        raise BadInputError(f"--{name} {text} is not a list of positive whole numbers: write it as 1,2,4")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def refuse_options(names: Iterable[str], reason: str) -> None:
-    """Refuse options of the running command that were typed and that something else has no use for.
+    """Refuse options that were typed although another option makes them useless.
 
     Args:
-        names: the options' names as parameters.
-        reason: what they do not go with.
+        names: names of the options as parameters of the running command.
+        reason: the other option.
+
+    Raises:
+        BadInputError: if one of the options was typed.
     """
     context = click.get_current_context()
     options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
@@ -99,11 +133,14 @@ def refuse_options(names: Iterable[str], reason: str) -> None:
 
 
 def require_options(names: Iterable[str], reason: str) -> None:
-    """Ask for options of the running command that have a default but must be typed.
+    """Refuse to run without options that have a default but must be typed.
 
     Args:
-        names: the options' names as parameters.
-        reason: what needs them.
+        names: names of the options as parameters of the running command.
+        reason: the other option that needs them, and why.
+
+    Raises:
+        BadInputError: if one of the options was not typed.
     """
     context = click.get_current_context()
     for name in names:
@@ -111,20 +148,15 @@ def require_options(names: Iterable[str], reason: str) -> None:
             raise BadInputError(f"--{name.replace('_', '-')} is missing: give it with {reason}")
 
 
-def parse_size(name: str, text: str) -> int:
-    """The bytes of a size such as 4GB, 500MB or 1000.
+def check_new_file(name: str, path: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work starts whose result is written to it.
+
+    Args:
+        name: name of the option that gives the file.
+        path: the file; None if the option was not given.
 
     Raises:
-        BadInputError: if it is none.
+        BadInputError: if the path is a folder, or lies in a folder that does not exist.
     """
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMG]?B?)", text.strip().upper())
-    if match is None or match[2] not in units:
-        raise BadInputError(f"--{name.replace('_', '-')} {text} is no size: write it as 4GB or 500MB")
-    return int(float(match[1]) * units[match[2]])
-
-
-def check_new_file(name: str, path: Path | None) -> None:
-    """Refuse a file that cannot be written, before the work whose result it takes."""
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise BadInputError(f"--{name} {path} cannot be written: give a file in a folder that exists")

@@ -11,18 +11,19 @@ from vlmconvert.commands import at_least, check_new_file, device_options, parse_
 
 __all__ = ["bench"]
 
-# What a protocol fixes.
+# Options that --protocol mindie does not have, because the protocol fixes them.
 _PLAIN = ("images", "repeats", "baseline", "dtype", "json_file")
 
 
 @click.command(
     help="""Measure how fast an artifact answers: vision encoder, first token, each further token, memory.
 
-    Drawn images that fill every tile and one fixed question; each answer has exactly --new-tokens tokens. The median, the
-    lowest and the highest repeat are shown. Each side has a process of its own, and the sides take turns, one repeat each.
+    Every prompt has drawn images that fill every tile, and one fixed question; every answer has exactly --new-tokens tokens.
+    The tables show the median, the lowest and the highest repeat. Artifact and baseline run in separate processes and take
+    turns, one repeat each.
 
-    With --protocol mindie, batches of 1 to 10 are measured once each and written as MindIE's own script writes them; with
-    --endpoint, the artifact is the one that a server such as vllm-ascend runs.
+    With --protocol mindie, each batch size from 1 to 10 is measured once, and the results have the format of MindIE's own
+    script. With --endpoint, a server such as vllm-ascend runs the artifact.
 
     \b
     Examples:
@@ -34,29 +35,34 @@ _PLAIN = ("images", "repeats", "baseline", "dtype", "json_file")
     """
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--batch", help="Prompts at once, separated by commas.  [default: 1, or 1 to 10 with --protocol mindie]")
-@click.option("--new-tokens", default=256, show_default=True, help="Tokens of every answer.")
-@click.option("--images", default=1, show_default=True, help="Images of every prompt; 0 for text alone.")
-@click.option("--repeats", default=5, show_default=True, help="Measurements that count.")
-@click.option("--warmup", default=1, show_default=True, help="Measurements before them.")
+@click.option("--batch", help="Batch sizes, separated by commas.  [default: 1, or 1 to 10 with --protocol mindie]")
+@click.option("--new-tokens", default=256, show_default=True, help="Number of tokens of every answer.")
+@click.option("--images", default=1, show_default=True, help="Number of images in every prompt; 0 for text alone.")
+@click.option("--repeats", default=5, show_default=True, help="Number of measurements that count.")
+@click.option("--warmup", default=1, show_default=True, help="Number of measurements before those that count.")
 @click.option(
     "--baseline",
     type=click.Path(path_type=Path),
-    help="Another artifact, or the folder of a checkpoint, which PyTorch runs.",
+    help="Another artifact, or the folder of a checkpoint, which is run with PyTorch.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(("bf16", "f32")),
     default="bf16",
     show_default=True,
-    help="What a PyTorch baseline computes in.",
+    help="Data type in which a PyTorch baseline computes.",
 )
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Write the rows to this file too.")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), help="Also write the results to this CSV file.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Where the record goes.  [default: FOLDER/bench.json]"
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    help="File for the full record.  [default: FOLDER/bench.json]",
 )
-@click.option("--protocol", type=click.Choice(("mindie",)), help="Measure as a runtime's own benchmark does.")
-@click.option("--endpoint", help="With a protocol: address of an OpenAI-compatible server that runs the artifact.")
+@click.option(
+    "--protocol", type=click.Choice(("mindie",)), help="Measure in the same way as a runtime's own benchmark."
+)
+@click.option("--endpoint", help="With --protocol: address of an OpenAI-compatible server that runs the artifact.")
 @device_options
 def bench(
     folder: Path,
@@ -77,7 +83,7 @@ def bench(
         check_new_file(option, path)
     if protocol is None:
         if endpoint is not None:
-            raise BadInputError("--endpoint goes with --protocol mindie: add that")
+            raise BadInputError("--endpoint needs --protocol mindie: add that option")
         _bench(folder, parse_counts("batch", batch or "1"), csv_file, json_file, **values)
         return
     refuse_options(_PLAIN, "--protocol mindie")
@@ -91,7 +97,7 @@ def bench(
 def _bench_protocol(folder: Path, csv_file: Path | None, **values: Any) -> None:
     from manifests.files import write_atomically
     from vlmconvert.console import Reporter
-    from vlmconvert.protocol import ProtocolRequest, ProtocolRow, bench_protocol, protocol_csv, protocol_table
+    from vlmconvert.measuring.mindie import ProtocolRequest, ProtocolRow, bench_protocol, protocol_csv, protocol_table
 
     reporter = Reporter()
 
@@ -100,7 +106,7 @@ def _bench_protocol(folder: Path, csv_file: Path | None, **values: Any) -> None:
             write_atomically(csv_file, protocol_csv(rows))
 
     rows = bench_protocol(ProtocolRequest(folder, **values), reporter, keep)
-    reporter.table(protocol_table(rows, f"{folder.resolve().name}, MindIE's protocol"))
+    reporter.table(protocol_table(rows, f"{folder.resolve().name}, measured by MindIE's protocol"))
     if csv_file is not None:
         reporter.say(str(csv_file))
 
@@ -108,12 +114,17 @@ def _bench_protocol(folder: Path, csv_file: Path | None, **values: Any) -> None:
 def _bench(
     folder: Path, batches: tuple[int, ...], csv_file: Path | None, json_file: Path | None, **values: Any
 ) -> None:
-    from manifests.bench import BENCH_NAME
-    from manifests.files import write_atomically
-    from vlmconvert.bench import BenchRequest, bench_csv, bench_notes, bench_table
-    from vlmconvert.bench import bench as measure
-    from vlmconvert.console import Reporter
+    import os
 
+    from manifests.bench import BENCH_NAME
+    from manifests.errors import BadInputError
+    from manifests.files import write_atomically
+    from vlmconvert.console import Reporter
+    from vlmconvert.measuring.bench import BenchRequest, bench_csv, bench_notes, bench_table
+    from vlmconvert.measuring.bench import bench as measure
+
+    if json_file is None and folder.is_dir() and not os.access(folder, os.W_OK):
+        raise BadInputError(f"{folder} is not writable: give a file for the record with --json")
     reporter = Reporter()
     result = measure(BenchRequest(folder, batches, **values), reporter)
     write_atomically(json_file or folder / BENCH_NAME, result.model_dump_json(indent=2) + "\n")

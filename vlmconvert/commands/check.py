@@ -14,11 +14,11 @@ __all__ = ["check"]
 
 
 @click.command(
-    help="""Compare an artifact with a baseline on the same samples; exit code 1 if a limit is broken.
+    help="""Compare an artifact with a baseline on the same samples; the exit code is 1 if a limit is broken.
 
-    Where both sides have been evaluated on the same data, their evaluations are compared; else both answer now. A drop is
-    tested for chance: McNemar's exact test or, for graded scores, a paired bootstrap. A manifest.json alone has one figure,
-    which is compared unpaired.
+    If both were evaluated on the same data, the two evaluations are compared; otherwise both answer the questions now. A drop
+    is tested for chance with McNemar's exact test or, for graded scores, with a paired bootstrap. If the baseline is only a
+    manifest.json, its one accuracy figure is compared without such a test.
 
     \b
     Examples:
@@ -31,30 +31,34 @@ __all__ = ["check"]
 @click.option(
     "--baseline", type=click.Path(path_type=Path), required=True, help="Another artifact, or its manifest.json."
 )
-@click.option("--data", help="Samples, as in evaluate.  [default: what both were evaluated on, or scenes]")
-@click.option("--samples", default=200, show_default=True, help="Samples, where both sides answer now.")
-@click.option("--max-drop", default=1.0, show_default=True, help="Greatest loss of a score, in percentage points.")
-@click.option("--max-kl", type=float, help="Greatest mean KL divergence from the baseline, in nats.")
-@click.option("--max-block-error", type=float, help="Greatest relative error of a block beside the baseline's block.")
-@click.option("--max-size-ratio", type=float, help="Greatest size, as a multiple of the baseline's.")
-@click.option("--max-latency-ratio", type=float, help="Greatest time for a token, as a multiple of the baseline's.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this file.")
+@click.option(
+    "--data", help="Source of samples, as in evaluate.  [default: the data that both were evaluated on, or scenes]"
+)
+@click.option("--samples", default=200, show_default=True, help="Number of samples, if both answer now.")
+@click.option("--max-drop", default=1.0, show_default=True, help="Maximum loss of a score, in percentage points.")
+@click.option("--max-kl", type=float, help="Maximum mean KL divergence from the baseline, in nats.")
+@click.option(
+    "--max-block-error", type=float, help="Maximum relative error of a block, compared with the baseline's block."
+)
+@click.option("--max-size-ratio", type=float, help="Maximum size, as a multiple of the baseline's size.")
+@click.option("--max-latency-ratio", type=float, help="Maximum time for a token, as a multiple of the baseline's time.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this JSON file.")
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write JUnit XML to this file.")
 @device_options
 def check(folder: Path, baseline: Path, json_file: Path | None, junit_file: Path | None, **values: Any) -> None:
     """See the help."""
+    import vlmconvert
     from manifests.files import write_atomically
-    from vlmconvert.check import CheckRequest, check_table
-    from vlmconvert.check import check as compare
     from vlmconvert.console import Reporter
-    from vlmconvert.junit import junit_xml
+    from vlmconvert.judging.check import check_table
+    from vlmconvert.judging.junit import junit_xml
 
     at_least("samples", values["samples"], 1)
     for option, path in (("json", json_file), ("junit", junit_file)):
         check_new_file(option, path)
     reporter = Reporter()
     ov_config = parse_ov_config(values.pop("ov_config"))
-    report = compare(CheckRequest(folder, baseline, ov_config=ov_config, **values), reporter)
+    report = vlmconvert.check(folder, baseline, ov_config=ov_config, reporter=reporter, **values)
     if json_file is not None:
         write_atomically(json_file, report.model_dump_json(indent=2) + "\n")
     if junit_file is not None:

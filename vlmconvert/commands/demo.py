@@ -12,9 +12,9 @@ __all__ = ["demo"]
 
 
 @click.command(
-    help="""Talk with an artifact in the browser, or with two side by side.
+    help="""Chat with an artifact in the browser, or with two of them side by side.
 
-    The page is served on this machine alone, and loads nothing from elsewhere. It needs gradio:
+    Only this machine can open the page, and the page loads nothing from other hosts. It needs gradio:
     pip install "vlmconvert[demo]"
 
     \b
@@ -25,8 +25,8 @@ __all__ = ["demo"]
 )
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("other", required=False, type=click.Path(path_type=Path))
-@click.option("--port", default=7860, show_default=True, help="Port on 127.0.0.1, 0 for a free one.")
-@click.option("--max-new-tokens", default=256, show_default=True, help="Most tokens of an answer.")
+@click.option("--port", default=7860, show_default=True, help="Port on 127.0.0.1; 0 finds a free port.")
+@click.option("--max-new-tokens", default=256, show_default=True, help="Maximum number of tokens of an answer.")
 @device_options
 def demo(
     folder: Path,
@@ -39,13 +39,13 @@ def demo(
 ) -> None:
     """See the help."""
     from manifests.errors import BadInputError
-    from vlmconvert.chat_page import chat_page, load_gradio, serve
+    from vlmconvert.running.chat_page import chat_page, load_gradio, serve
 
     at_least("max_new_tokens", max_new_tokens, 1)
     at_least("port", port, 0)
     load_gradio()
-    from vlmconvert.chat import Chat
     from vlmconvert.console import Reporter
+    from vlmconvert.running.chat import Chat
 
     folders = [folder] if other is None else [folder, other]
     if other is not None and other.resolve() == folder.resolve():
@@ -61,5 +61,5 @@ def demo(
             chats[name] = Chat(item, device, options, cache_dir, max_new_tokens)
     page = chat_page(chats)
     address = serve(page, port)
-    reporter.say(f"{address}  (Ctrl-C ends)")
+    reporter.say(f"{address}  (stop with Ctrl-C)")
     page.block_thread()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlmconvert.commands import at_least, device_options, parse_ov_config
+from vlmconvert.commands import at_least, check_new_file, device_options, parse_ov_config
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,12 +18,12 @@ __all__ = ["evaluate"]
 
 
 @click.command(
-    help="""Measure an artifact on data, beside the checkpoint that it was made from.
+    help="""Measure an artifact on data, and compare it with the checkpoint that it was made from.
 
-    The results go to FOLDER/evaluation: evaluation.json with the figures, predictions.jsonl with every answer.
+    The results are written to FOLDER/evaluation: the figures to evaluation.json, every answer to predictions.jsonl.
 
     \b
-    Metrics: exact_match, vqa, cider, bleu4, rouge_l; beside a checkpoint also token_agreement, kl, perplexity.
+    Metrics: exact_match, vqa, cider, bleu4, rouge_l; with a checkpoint also token_agreement, kl, perplexity.
 
     \b
     Examples:
@@ -33,49 +33,61 @@ __all__ = ["evaluate"]
     """
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--checkpoint", help="Folder or hub id; by default what the manifest names, or the embedded demo.")
+@click.option(
+    "--checkpoint", help="Local folder or hub id.  [default: the hub id in the manifest, or the embedded demo]"
+)
 @click.option("--no-checkpoint", is_flag=True, help="Measure the artifact alone.")
 @click.option(
-    "--data", default="scenes", show_default=True, help="scenes, a folder, COCO or VQAv2 JSON, TSV, or a datasets id."
+    "--data",
+    default="scenes",
+    show_default=True,
+    help="Source of samples: scenes (drawn images), a folder, COCO or VQAv2 JSON, TSV, or a datasets id[:split].",
 )
-@click.option("--samples", default=200, show_default=True, help="Most samples.")
-@click.option("--seed", default=0, show_default=True, help="Which samples.")
+@click.option("--samples", default=200, show_default=True, help="Maximum number of samples.")
+@click.option("--seed", default=0, show_default=True, help="Seed that selects the samples.")
 @click.option(
     "--metrics",
-    help="Separated by commas.  [default: exact_match, and with a checkpoint token_agreement,kl,perplexity]",
+    help="Metrics, separated by commas.  [default: exact_match, and with a checkpoint token_agreement,kl,perplexity]",
 )
-@click.option("--max-new-tokens", default=32, show_default=True, help="Most tokens of an answer.")
-@click.option("--batch", default=25, show_default=True, help="Questions that are answered together.")
-@click.option("--block-samples", default=8, show_default=True, help="Samples for the error of each block, 0 for none.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Another folder for the results.")
-@click.option("--evalai", type=click.Path(path_type=Path), help="Write the answers in the form that EvalAI takes, too.")
-@click.option("--token", envvar="HF_TOKEN", help="Token for a gated hub id.")
+@click.option("--max-new-tokens", default=32, show_default=True, help="Maximum number of tokens of an answer.")
+@click.option("--batch", default=25, show_default=True, help="Number of questions that are answered together.")
 @click.option(
-    "--store", type=click.Path(path_type=Path), help="Where answers are kept.  [default: ~/.cache/vlmconvert]"
+    "--block-samples", default=8, show_default=True, help="Number of samples for the error of each block, 0 for none."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for the results.  [default: FOLDER/evaluation]"
+)
+@click.option(
+    "--evalai", type=click.Path(path_type=Path), help="Also write the answers to this file, in the format of EvalAI."
+)
+@click.option("--token", envvar="HF_TOKEN", help="Access token for a gated hub id.")
+@click.option(
+    "--store", type=click.Path(path_type=Path), help="Folder where answers are kept.  [default: ~/.cache/vlmconvert]"
 )
 @device_options
 def evaluate(
     no_checkpoint: bool, checkpoint: str | None, metrics: str | None, ov_config: tuple[str, ...], **values: Any
 ) -> None:
     """See the help."""
-    from passes.store import default_store
+    import vlmconvert
+    from manifests.evaluation import EVALUATION_FOLDER
     from vlmconvert.console import Reporter
-    from vlmconvert.evaluate import DEFAULT_METRICS, TEXT_METRICS, EvaluationRequest
-    from vlmconvert.evaluate import evaluate as run
 
     for name in ("samples", "max_new_tokens", "batch"):
         at_least(name, values[name], 1)
     at_least("block_samples", values["block_samples"], 0)
-    names = tuple(part.strip() for part in metrics.split(",") if part.strip()) if metrics else DEFAULT_METRICS
-    if no_checkpoint:
-        checkpoint = ""
-        names = names if metrics else tuple(name for name in names if name in TEXT_METRICS)
-    values["store"] = values["store"] or default_store()
-    request = EvaluationRequest(checkpoint=checkpoint, metrics=names, ov_config=parse_ov_config(ov_config), **values)
+    check_new_file("evalai", values["evalai"])
+    names = [part.strip() for part in metrics.split(",") if part.strip()] if metrics else None
     reporter = Reporter()
-    evaluation = run(request, reporter)
+    evaluation = vlmconvert.evaluate(
+        checkpoint="" if no_checkpoint else checkpoint,
+        metrics=names,
+        ov_config=parse_ov_config(ov_config),
+        reporter=reporter,
+        **values,
+    )
     reporter.table(_table(evaluation))
-    reporter.say(str(request.results))
+    reporter.say(str(values["output"] or values["folder"] / EVALUATION_FOLDER))
 
 
 def _table(evaluation: Evaluation) -> Table:

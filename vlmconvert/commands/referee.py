@@ -12,10 +12,10 @@ __all__ = ["referee"]
 
 
 @click.command(
-    help="""Let CLIP judge which of two models describes the same images better; higher wins.
+    help="""Let CLIP judge which of two models describes the same images better.
 
-    Both files come from vlmconvert describe, with equal settings: the float model's and the artifact's. Each description is
-    scored by the cosine similarity of CLIP's embeddings of image and text.
+    A.json and B.json are written by vlmconvert describe with the same settings, for example from the float model and from the
+    artifact. The score of a description is the cosine similarity of CLIP's embeddings of image and text; higher is better.
 
     \b
     Examples:
@@ -25,9 +25,11 @@ __all__ = ["referee"]
 )
 @click.argument("first", metavar="A.json", type=click.Path(path_type=Path))
 @click.argument("second", metavar="B.json", type=click.Path(path_type=Path))
-@click.option("--images", type=click.Path(path_type=Path), required=True, help="The folder that both describe.")
+@click.option(
+    "--images", type=click.Path(path_type=Path), required=True, help="Folder of the images that both files describe."
+)
 @click.option("--clip", type=click.Path(path_type=Path), required=True, help="Folder with a CLIP model.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all scores to this file.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all scores to this JSON file.")
 def referee(first: Path, second: Path, images: Path, clip: Path, json_file: Path | None) -> None:
     """See the help."""
     from rich.table import Table
@@ -41,7 +43,7 @@ def referee(first: Path, second: Path, images: Path, clip: Path, json_file: Path
     check_new_file("json", json_file)
     one, other = read_descriptions(first), read_descriptions(second)
     if one.model == other.model:
-        # Only their files tell them apart.
+        # Two models of one name are told apart by their files.
         one = one.model_copy(update={"model": f"{one.model} ({first})"})
         other = other.model_copy(update={"model": f"{other.model} ({second})"})
     reporter = Reporter()

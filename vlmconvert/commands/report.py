@@ -12,10 +12,11 @@ __all__ = ["report"]
 
 
 @click.command(
-    help="""Write one self-contained page about one artifact or several.
+    help="""Write one self-contained HTML page about one artifact or several.
 
-    It shows what was built from what, size and accuracy, the error of every block, latency, and samples on which
-    artifact and checkpoint disagree; what was not measured is left out. Nothing is loaded from elsewhere.
+    The page shows from which checkpoint and how each artifact was made, its size and accuracy, the error of every block, the
+    latency, and samples on which artifact and checkpoint disagree. It leaves out what was not measured, and loads nothing from
+    other hosts.
 
     \b
     Examples:
@@ -32,7 +33,12 @@ __all__ = ["report"]
     show_default=True,
     help="File to write.",
 )
-@click.option("--samples", default=24, show_default=True, help="Most samples in the gallery of disagreements.")
+@click.option(
+    "--samples",
+    default=24,
+    show_default=True,
+    help="Maximum number of samples on which artifact and checkpoint disagree.",
+)
 def report(folders: tuple[Path, ...], output: Path, samples: int) -> None:
     """See the help."""
     from manifests.errors import BadInputError

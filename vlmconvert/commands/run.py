@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from vlmconvert.chat import Chat
+    from vlmconvert.running.chat import Chat
 
-    # Images, and the frames of videos.
+    # The images of a question, and for each of its videos the frames.
     Shown = tuple[Sequence[Image], Sequence[Sequence[Image]]]
 
 __all__ = ["run"]
 
 
 @click.command(
-    help="""Ask a finished artifact something; the answer is printed as it comes, then how long it took.
+    help="""Ask a finished artifact a question; the answer is printed while it is generated, its timings at the end.
 
     \b
     Examples:
@@ -40,19 +40,26 @@ __all__ = ["run"]
     "images",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Image to ask about; may be given several times, or left out for a question in text alone.",
+    help="Image to ask about; may be repeated, or left out for a question without an image.",
 )
 @click.option(
     "--video",
     "videos",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Video to ask about, for models that take videos; may be given several times.",
+    help="Video to ask about, for models that take videos; may be repeated.",
 )
-@click.option("--frames", default=8, show_default=True, help="Frames that are taken of each video, at equal distances.")
-@click.option("--prompt", help="The question; - reads it from standard input.")
-@click.option("--chat", is_flag=True, help="Go on asking: one line of standard input a turn, an empty one ends.")
-@click.option("--max-new-tokens", default=256, show_default=True, help="Most tokens of an answer.")
+@click.option(
+    "--frames",
+    default=8,
+    show_default=True,
+    help="Number of frames that are taken from each video, at equal distances.",
+)
+@click.option("--prompt", help="The question; - reads the question from standard input.")
+@click.option(
+    "--chat", is_flag=True, help="Ask further questions: each line of standard input is one, an empty line ends."
+)
+@click.option("--max-new-tokens", default=256, show_default=True, help="Maximum number of tokens of an answer.")
 @device_options
 def run(
     folder: Path,
@@ -70,7 +77,7 @@ def run(
     from calibration.sources import open_image
     from calibration.video import read_frames
     from manifests.errors import BadInputError
-    from vlmconvert.chat import Chat
+    from vlmconvert.running.chat import Chat
 
     at_least("max_new_tokens", max_new_tokens, 1)
     at_least("frames", frames, 1)
@@ -83,7 +90,7 @@ def run(
     if not prompt and not chat:
         raise BadInputError("there is no question: give --prompt TEXT, --prompt - or --chat")
     shown: Shown = ([open_image(path) for path in images], [read_frames(path, frames) for path in videos])
-    conversation = Chat(folder, device, parse_ov_config(ov_config), cache_dir, max_new_tokens)
+    conversation = Chat(folder, device, parse_ov_config(ov_config), cache_dir, max_new_tokens, images_once=True)
     if prompt:
         _answer(conversation, prompt, shown)
         shown = ([], [])

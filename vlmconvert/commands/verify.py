@@ -11,41 +11,48 @@ __all__ = ["verify"]
 
 
 @click.command(
-    help="""Check a finished artifact against its manifest: every file's hash, the weights of every block, the graphs'
-    inputs, outputs and state, and that it runs; for Ascend, instead of graphs, the rules by which MindIE and vllm-ascend load a
-    folder, also of one without a manifest that another tool has written. Every finding is listed.
+    help="""Check a finished artifact against its manifest, and list every finding.
+
+    The command checks the hash of every file, the weights of every block, the inputs, outputs and state of the graphs, and
+    that the artifact runs. An artifact for Ascend has no graphs; it is checked against the rules by which MindIE and vllm-ascend load a
+    folder. A folder in that format that another tool has written can be checked too, without a manifest.
 
     \b
     Examples:
       vlmconvert verify mllama-openvino-int4-awq-int8-ptq
       vlmconvert verify mllama-openvino-int4-awq-int8-ptq --json - | jq .passed
 
-    Exit codes: 0 intact, 1 something was found, 2 the folder is no artifact.
+    Exit codes: 0 intact, 1 a check failed, 2 the folder is not an artifact.
     """
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--json", "json_file", metavar="FILE", help="Write the checks as JSON too; - for standard output alone.")
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    help="Also write the findings to this JSON file; - writes only JSON, to standard output.",
+)
 @click.option(
     "--run/--no-run",
     "run",
     default=True,
     show_default=True,
-    help="Ask it about an image; takes the memory of using it.",
+    help="Ask the artifact about an image; this takes as much memory as using it.",
 )
-@click.option("--device", default="CPU", show_default=True, help="OpenVINO device to run it on.")
+@click.option("--device", default="CPU", show_default=True, help="OpenVINO device to run the artifact on.")
 def verify(folder: Path, json_file: str | None, run: bool, device: str) -> None:
     """See the help."""
     import json
 
     from rich.table import Table
 
+    import vlmconvert
     from manifests.files import write_atomically
     from vlmconvert.console import Reporter
-    from vlmconvert.verify import verify as run_checks
 
     reporter = Reporter()
     with reporter.stage(f"verifying {folder}"):
-        checks = list(run_checks(folder, device, run))
+        checks = vlmconvert.verify(folder, device=device, run=run)
     findings = [check for check in checks if check.outcome == "failed"]
     if json_file is not None:
         content = {"folder": str(folder), "passed": not findings, "checks": [check.model_dump() for check in checks]}

@@ -1,8 +1,9 @@
-"""Outlier channels, which large language models grow in training and models as small as the demo's do not.
+"""Outlier channels: training creates them in large language models, but not in models as small as the demo.
 
-In a large model a few channels between the MLP's projections carry values far above the others, and they matter most;
-4-bit weights that ignore activations serve them worst (Lin et al., 2023, "AWQ", section 3). Without them, data-aware
-compression would have nothing to gain on the demo, and its tests nothing to show.
+In a large model, a few channels between the MLP's projections have activations far above the others, and they matter
+most for the output; 4-bit weights that are chosen without activations have the largest errors there (Lin et al., 2023,
+"AWQ", section 3). Without outlier channels, compression with activations would improve nothing on the demo, and tests
+could not show its effect.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ _FACTOR = 16.0
 def add_outlier_channels(mlps: Sequence[Any], run: Callable[[], object]) -> None:
     """Give every MLP outlier channels without changing what it computes.
 
-    The channels that contribute most come first, so that they share a group of weights; their up projection is multiplied
-    by a power of two and their down projection divided by it, which is exact in every float dtype.
+    The channels that contribute most to the output are moved to the front, so that they are in one group of weights.
+    The rows of the up projection are multiplied by a power of two, and the columns of the down projection divided by
+    it, which is exact in every float dtype.
 
     Args:
         mlps: modules with gate_proj, up_proj and down_proj.
-        run: runs the model on typical inputs.
+        run: runs the model on typical inputs, to measure the activations.
     """
     magnitudes: dict[int, torch.Tensor] = {}
 

@@ -44,7 +44,7 @@ CHAT_TEMPLATE = """{{- bos_token }}
 
 
 def build_processor() -> LlavaProcessor:
-    """The processor of the demo: the whole image in 64 patches; the image token lies one past the vocabulary."""
+    """Make the processor: an image has 64 patches, and the image token has the first id after the vocabulary."""
     tokenizer = build_bpe(VOCAB_SIZE, ("<s>", "</s>", "<unk>", "<pad>"), "USER: ASSISTANT: yes no the image shows")
     tokenizer.add_special_tokens(["<image>"])
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
@@ -70,7 +70,7 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
-    """The untrained model: CLIP and Llama as in LLaVA 1.5 at a width of 128."""
+    """Make the untrained model: CLIP and Llama as in LLaVA 1.5, with a width of 128."""
     tokenizer = processor.tokenizer
     tokens = {
         "bos_token_id": tokenizer.bos_token_id,
@@ -106,8 +106,8 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # Positions as small beside the patches as CLIP's are at the start would take a model of this width long to see
-            # where things are.
+            # CLIP initializes the position embeddings much smaller than the patch embeddings. A model of this width would
+            # then need long to learn where things are.
             if "position_embedding" in name or "class_embedding" in name:
                 parameter.normal_(std=0.4)
             elif "patch_embedding" in name:
@@ -119,7 +119,7 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 
 def _patch_features(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
-    """What the language model gets of the vision tower, before the projector."""
+    """The features of the vision tower that the projector takes."""
     hidden_states = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
     return hidden_states[model.config.vision_feature_layer][:, 1:]
 
@@ -127,7 +127,7 @@ def _patch_features(model: LlavaForConditionalGeneration, pixel_values: torch.Te
 RECIPE = Recipe(
     build_processor,
     build_model,
-    # Long conversations teach the language first, then many images.
+    # Long conversations about few images teach the language first; many images follow.
     (
         Phase(1500, 24, 9, 1e-3, 2500),
         Phase(2500, 48, 2, 8e-4, 2500),

@@ -52,7 +52,7 @@ CHAT_TEMPLATE = """{{- bos_token }}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `VOCAB_SIZE` tokens; as in Llama 3.2, the image token lies one past the vocabulary."""
+    """Make a byte-level BPE tokenizer of `VOCAB_SIZE` tokens, followed by the image token as in Llama 3.2."""
     tokenizer = build_bpe(VOCAB_SIZE, SPECIAL_TOKENS, "yes no user assistant system the image shows")
     tokenizer.add_special_tokens([IMAGE_TOKEN])
     return PreTrainedTokenizerFast(
@@ -67,13 +67,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> MllamaProcessor:
-    """The processor of the demo: 56-pixel tiles, at most four of them."""
+    """Make the processor of the demo: it cuts an image into at most four tiles of 56 x 56 pixels."""
     image_processor = MllamaImageProcessorPil(size={"height": 56, "width": 56}, max_image_tiles=4)
     return MllamaProcessor(image_processor, build_tokenizer(), chat_template=CHAT_TEMPLATE)
 
 
 def build_model(processor: MllamaProcessor) -> MllamaForConditionalGeneration:
-    """The untrained model, with every structural trait of Llama 3.2 11B Vision at a width of 128."""
+    """Make the untrained model: the structure of Llama 3.2 11B Vision, with a width of 128."""
     tokenizer = processor.tokenizer
     text_config = MllamaTextConfig(
         vocab_size=VOCAB_SIZE,
@@ -116,8 +116,9 @@ def build_model(processor: MllamaProcessor) -> MllamaForConditionalGeneration:
     model = MllamaForConditionalGeneration(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # transformers starts the gates at zero, where attention to the image gets no gradient, and positions so
-            # small beside the patches that a model of this width takes long to see where things are.
+            # transformers initializes the gates with zero, so that the attention to the image gets no gradient, and the
+            # position embeddings much smaller than the patch embeddings. A model of this width would then need long to
+            # learn where things are.
             if name.endswith(("gate", "gate_attn", "gate_ffn")):
                 parameter.fill_(0.7)
             elif "positional_embedding" in name or name.endswith("class_embedding"):
@@ -136,7 +137,7 @@ def build_model(processor: MllamaProcessor) -> MllamaForConditionalGeneration:
 RECIPE = Recipe(
     build_processor,
     build_model,
-    # Long conversations teach the language first; then many images, on which the vision encoder depends.
+    # Long conversations about few images teach the language first; many images follow, which the vision encoder needs.
     (Phase(3750, 24, 9, 1e-3, 5000), Phase(6950, 48, 2, 8e-4, 3200)),
 )
 

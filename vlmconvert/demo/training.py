@@ -1,7 +1,7 @@
-"""Training a small vision-language model on scenes: batches, schedule, loop and measure.
+"""Training of a small vision-language model on scenes: batches, learning rate, training loop and accuracy.
 
-A run is seeded, saves its state every few hundred steps and goes on from there when started again. It uses a GPU if torch
-sees one.
+A run is seeded, saves its state every 250 steps, and continues from the saved state when it is started again. It uses a
+GPU if torch finds one.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ from vlmconvert.demo.outliers import add_outlier_channels
 __all__ = ["Phase", "Recipe", "build_bpe", "exact_match", "train"]
 
 IGNORE_INDEX = -100
-# How much more often a kind of question is kept, where not all are.
+# Kind of question -> how much more often it is kept, if a scene has more questions than a conversation.
 _WEIGHTS = {"shape": 3, "exists": 2}
-# Colours, shapes and places are learnt from single shapes first, then told apart among several.
+# (step, maximum number of shapes in a scene until that step): the model first learns from single shapes.
 _ITEMS = ((800, 1), (1500, 2))
 _WARMUP = 200
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of the training.
+    """A phase of the training.
 
     Attributes:
-        until: the step after its last one.
-        batch_size, most_turns: scenes a step, and questions a scene.
-        learning_rate, horizon: a cosine that would end `horizon` steps after the phase's start.
+        until: the step after the last step of the phase.
+        batch_size: number of scenes in each step.
+        most_turns: maximum number of questions about each scene.
+        learning_rate: learning rate at the start of the phase.
+        horizon: number of steps after which the cosine decay of the learning rate would end.
     """
 
     until: int
@@ -51,14 +53,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and how.
+    """The model to train, and how it is trained.
 
     Attributes:
-        build_processor, build_model: make the checkpoint's two sides, untrained.
-        phases: one after the other.
-        vision_features: what the vision tower makes of pixel values, [images, patches of a square grid, width], where the
-            tower is trained alone first; as LLaVA's, which knows what it sees before it meets the language model.
-        vision_steps: how long that takes.
+        build_processor: makes the processor.
+        build_model: makes the untrained model for a processor.
+        phases: phases of the training, one after the other.
+        vision_features: computes the features [images, patches of a square grid, width] of pixel values, if the vision
+            tower is first trained alone, as LLaVA's is; None trains it only with the language model.
+        vision_steps: number of steps in which the vision tower is trained alone.
     """
 
     build_processor: Callable[[], Any]
@@ -69,15 +72,15 @@ class Recipe:
 
 
 def build_bpe(size: int, special_tokens: Sequence[str], words: str) -> Tokenizer:
-    """A byte-level BPE tokenizer of scenes' texts.
+    """Train a byte-level BPE tokenizer on the texts of scenes.
 
     Args:
-        size: of the vocabulary, `special_tokens` included, which take the last places.
-        special_tokens: kept whole.
-        words: further text to learn from, such as the roles of a chat template.
+        size: size of the vocabulary, which ends with the `special_tokens`.
+        special_tokens: tokens that are never split.
+        words: further text to train on, such as the roles of a chat template.
     """
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    # The splitting rule of Llama 3: contractions, words, up to three digits, punctuation, white space.
+    # Llama 3's rule for splitting text: contractions, words, up to three digits, punctuation, white space.
     pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -104,9 +107,12 @@ def build_bpe(size: int, special_tokens: Sequence[str], words: str) -> Tokenizer
 
 
 def training_batch(processor: Any, scenes: list[Scene], most_turns: int, rng: random.Random) -> dict[str, torch.Tensor]:
-    """One conversation a scene, its questions as turns in random order; labels on the answers only.
+    """Make a batch with one conversation about each scene, whose turns are the scene's questions in random order.
 
-    Of more questions than `most_turns`, those that take longest to learn are kept more often.
+    If a scene has more questions than `most_turns`, the kinds that take longest to learn are kept more often.
+
+    Returns:
+        Inputs of the model, and `labels` for the tokens of the answers.
     """
     conversations = []
     for scene in scenes:
@@ -125,7 +131,7 @@ def training_batch(processor: Any, scenes: list[Scene], most_turns: int, rng: ra
 def conversation_batch(
     processor: Any, images: list[Image.Image], conversations: list[list[tuple[str, str]]]
 ) -> dict[str, torch.Tensor]:
-    """Model inputs with `labels` for conversations about one image each."""
+    """Inputs of the model with `labels`, for conversations about one image each."""
     texts = []
     for turns in conversations:
         messages: list[dict[str, Any]] = []
@@ -177,9 +183,16 @@ def _answer_labels(processor: Any, input_ids: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def exact_match(model: Any, processor: Any, count: int, blank: bool = False) -> float:
-    """Share of `count` unseen questions, one a test scene, answered exactly by greedy decoding.
+    """Share of unseen questions that the model answers exactly with greedy decoding.
 
-    Teacher forcing decides it: an answer is greedy's answer if each of its tokens is the most likely one.
+    Teacher forcing finds it in one pass: greedy decoding gives the correct answer if each of its tokens is the most
+    likely one.
+
+    Args:
+        model: the model.
+        processor: its processor.
+        count: number of questions, one about each test scene.
+        blank: whether the images are replaced by grey ones.
     """
     model.eval()
     correct = 0
@@ -196,7 +209,7 @@ def exact_match(model: Any, processor: Any, count: int, blank: bool = False) -> 
 
 
 def add_outliers(model: Any, processor: Any) -> None:
-    """Give the trained language model outlier channels, chosen on scenes of the training split."""
+    """Give the trained language model outlier channels; scenes of the training split decide which."""
     scenes = [draw_scene(Split.TRAIN, index) for index in range(64)]
     batch = training_batch(processor, scenes, 1, random.Random(0))
     inputs = {key: value.to(model.device) for key, value in batch.items() if key != "labels"}
@@ -204,7 +217,7 @@ def add_outliers(model: Any, processor: Any) -> None:
 
 
 def train_vision(recipe: Recipe, model: Any, processor: Any, seed: int) -> None:
-    """Teach the vision tower to name the shape and the colour of what every patch shows."""
+    """Train the vision tower alone to classify the shape and the colour in every patch."""
     assert recipe.vision_features is not None
     batch_size, heads = 64, None
     for step in range(recipe.vision_steps):
@@ -236,7 +249,15 @@ def train_vision(recipe: Recipe, model: Any, processor: Any, seed: int) -> None:
 
 
 def patch_labels(scene: Scene, side: int) -> torch.Tensor:
-    """Shape and colour of what each patch of a grid shows, [side * side, 2]; 0 where there is nothing, or the nearest."""
+    """Classes of the shape and the colour in each patch of a grid.
+
+    Args:
+        scene: the scene.
+        side: number of patches in each row and column.
+
+    Returns:
+        [side * side, 2]: classes of the nearest shape in each patch and of its colour, 0 without a shape.
+    """
     width, height = scene.image.size
     wide, high = width / side, height / side
     labels = torch.zeros(side, side, 2, dtype=torch.long)
@@ -256,7 +277,7 @@ def patch_labels(scene: Scene, side: int) -> torch.Tensor:
 
 
 def phase_of(phases: tuple[Phase, ...], step: int) -> tuple[Phase, int]:
-    """The phase of a step, and the phase's first step."""
+    """The phase that a step belongs to, and the first step of that phase."""
     first = 0
     for phase in phases:
         if step < phase.until:
@@ -266,20 +287,20 @@ def phase_of(phases: tuple[Phase, ...], step: int) -> tuple[Phase, int]:
 
 
 def learning_rate(phases: tuple[Phase, ...], step: int) -> float:
-    """Cosine decay in each phase to 2 % of its start, after a warm-up at the very beginning."""
+    """Learning rate of a step: cosine decay to 2 % in each phase, and a warm-up at the start of the training."""
     phase, first = phase_of(phases, min(step, phases[-1].until - 1))
     decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - first) / phase.horizon))
     return phase.learning_rate * decay * min(1.0, (step + 1) / _WARMUP)
 
 
 def train(recipe: Recipe, work: Path, output: Path, seed: int) -> None:
-    """Train, write the Hugging Face folder, and print the accuracy on unseen scenes, with the image and without.
+    """Train a model, save it as a Hugging Face folder, and print its accuracy with and without images.
 
     Args:
-        recipe: what is trained.
-        work: folder for the state.
+        recipe: the model to train, and how it is trained.
+        work: folder for the state of an unfinished run.
         output: folder of the finished checkpoint.
-        seed: of weights and scenes.
+        seed: seed of the initial weights and of the scenes.
     """
     work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
@@ -301,7 +322,7 @@ def train(recipe: Recipe, work: Path, output: Path, seed: int) -> None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-        click.echo(f"going on from step {first}")
+        click.echo(f"continuing from step {first}")
     elif recipe.vision_features is not None:
         train_vision(recipe, model, processor, seed)
     average = 0.0
@@ -316,7 +337,7 @@ def train(recipe: Recipe, work: Path, output: Path, seed: int) -> None:
             for number in range(phase.batch_size)
         ]
         batch = training_batch(processor, scenes, phase.most_turns, rng)
-        # Right padding and labels on answers make an attention mask superfluous.
+        # No attention mask is needed: the padding is on the right, and only answers have labels.
         batch.pop("attention_mask")
         loss = model(**{key: value.to(device) for key, value in batch.items()}, use_cache=False).loss
         optimizer.zero_grad()
@@ -337,4 +358,4 @@ def train(recipe: Recipe, work: Path, output: Path, seed: int) -> None:
     processor.save_pretrained(output)
     model = type(model).from_pretrained(output, dtype=torch.float32)
     click.echo(f"exact match on 500 unseen questions: {exact_match(model, processor, 500):.3f}")
-    click.echo(f"the same with the image blanked: {exact_match(model, processor, 500, blank=True):.3f}")
+    click.echo(f"exact match with grey images: {exact_match(model, processor, 500, blank=True):.3f}")

@@ -1,85 +1,140 @@
-"""The families of vision-language models: one file each, one line each in the registry."""
+"""The families of vision-language models: each has one folder, and one line in the registry."""
 
 from __future__ import annotations
 
-import importlib
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
+from passes.registry import Registry
 
 if TYPE_CHECKING:
     from passes.checkpoint import Checkpoint
+    from vlmconvert.families.base import Family
 
-__all__ = ["FAMILIES", "check_family", "complete_config", "demo_checkpoint", "family_module"]
+__all__ = [
+    "FAMILIES",
+    "check_family",
+    "check_tied",
+    "complete_config",
+    "demo_checkpoint",
+    "family_of",
+    "load_family",
+]
 
-# Name of the family, which is the checkpoint's model_type with hyphens -> module that describes it.
-FAMILIES = {
-    "mllama": "vlmconvert.families.mllama",
-    "llava": "vlmconvert.families.llava",
-    "llava-next": "vlmconvert.families.llava_next",
-    "llava-next-video": "vlmconvert.families.llava_next_video",
-}
-
-
-def family_module(name: str) -> ModuleType:
-    """The module of a family; `vlmconvert.families.llava` shows what one holds."""
-    return importlib.import_module(FAMILIES[name])
-
-
-def demo_checkpoint(family: str) -> Path | None:
-    """The folder of the embedded checkpoint of a family, small and trained, if it has one."""
-    folder = Path(__file__).parents[1] / "demo" / family
-    return folder if folder.is_dir() else None
-
-
-def check_family(name: str, config: dict[str, object], where: str) -> None:
-    """Refuse a checkpoint of another family, naming the command that converts it."""
-    model_type = str(config["model_type"]).replace("_", "-")
-    if model_type == name:
-        return
-    mend = (
-        f"use vlmconvert {model_type}"
-        if model_type in FAMILIES
-        else f"vlmconvert converts {', '.join(FAMILIES)} models"
-    )
-    raise BadInputError(f"{where} is a {model_type} checkpoint, not {name}: {mend}")
+FAMILIES = Registry(
+    "family",
+    "vlmconvert.families",
+    "vlmconvert.families.base:Family",
+    {
+        "mllama": "vlmconvert.families.mllama.family:FAMILY",
+        "llava": "vlmconvert.families.llava.family:FAMILY",
+        "llava-next": "vlmconvert.families.llava_next.family:FAMILY",
+        "llava-next-video": "vlmconvert.families.llava_next_video.family:FAMILY",
+    },
+)
 
 
-def complete_config(name: str, config: dict[str, Any], names: dict[str, str], checkpoint: Checkpoint) -> dict[str, Any]:
-    """A config with those tensors that runtimes look for in it.
-
-    Args:
-        name: of the family.
-        config: with every default.
-        names: in-memory tensor name -> name in the checkpoint's files.
-        checkpoint: holds the tensors.
+@cache
+def load_family(name: str) -> Family:
+    """Load the family of that name.
 
     Raises:
-        BadInputError: if the checkpoint lacks one, or has an LM head of its own although the config ties it.
+        BadInputError: if no family has that name, or an installed package registers something else under it.
     """
-    tensors: dict[str, str] = family_module(name).CONFIG_TENSORS
+    family: Family = FAMILIES.load(name)
+    return family
+
+
+def family_of(config: dict[str, Any], where: str) -> Family:
+    """Find the family of a checkpoint.
+
+    Args:
+        config: content of the checkpoint's config.json.
+        where: folder or hub id of the checkpoint, for the error.
+
+    Raises:
+        BadInputError: if vlmconvert has no family for the `model_type` in the config.
+    """
+    name = _family_name(config)
+    if name not in FAMILIES:
+        raise BadInputError(f"{where} is a {name} checkpoint: vlmconvert converts {', '.join(FAMILIES.names)} models")
+    return load_family(name)
+
+
+def check_family(family: Family, config: dict[str, Any], where: str) -> None:
+    """Refuse a checkpoint that is not of the family that the user has chosen.
+
+    Args:
+        family: the chosen family.
+        config: content of the checkpoint's config.json.
+        where: folder or hub id of the checkpoint, for the error.
+
+    Raises:
+        BadInputError: if the checkpoint is of another family; the error names the command that converts it.
+    """
+    name = _family_name(config)
+    if name == family.name:
+        return
+    mend = f"use vlmconvert {name}" if name in FAMILIES else f"vlmconvert converts {', '.join(FAMILIES.names)} models"
+    raise BadInputError(f"{where} is a {name} checkpoint, not {family.name}: {mend}")
+
+
+def _family_name(config: dict[str, Any]) -> str:
+    return str(config.get("model_type")).replace("_", "-")
+
+
+def complete_config(
+    family: Family, config: dict[str, Any], names: dict[str, str], checkpoint: Checkpoint
+) -> dict[str, Any]:
+    """Add to a config the small tensors that runtimes read from it.
+
+    Args:
+        family: family of the checkpoint.
+        config: the config with all defaults filled in.
+        names: in-memory tensor name -> name in the checkpoint's files.
+        checkpoint: the checkpoint, whose tensors are read.
+
+    Raises:
+        BadInputError: if the checkpoint lacks one of these tensors.
+    """
+    tensors = family.config_tensors
     missing = [tensor for tensor in tensors.values() if tensor not in names]
     if missing:
         raise BadInputError(f"{checkpoint.folder} lacks tensor {missing[0]}: fetch the checkpoint again")
-    _check_tied(config, names, checkpoint)
     return config | {key: checkpoint.read(names[tensor]).tolist() for key, tensor in tensors.items()}
 
 
-def _check_tied(config: dict[str, Any], names: dict[str, str], checkpoint: Checkpoint) -> None:
-    """Refuse a head that the config ties to embeddings with other values: transformers would use it, and no artifact would."""
-    ties = any(part.get("tie_word_embeddings") for part in (config, config["text_config"]))
-    pair = [names.get(name) for name in ("lm_head.weight", "model.language_model.embed_tokens.weight")]
-    if not ties or None in pair:
-        return
+def check_tied(family: Family, config: dict[str, Any], names: dict[str, str], checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint in which two tensors have different values although the config ties them.
+
+    transformers would use both tensors, but artifacts hold only one of them. Both are read whole, in small pieces.
+
+    Args:
+        family: family of the checkpoint.
+        config: the config with all defaults filled in.
+        names: in-memory tensor name -> name in the checkpoint's files.
+        checkpoint: the checkpoint, whose tensors are read.
+
+    Raises:
+        BadInputError: if the two tensors differ; the error names them.
+    """
     from passes.export.safetensors import CHUNK, raw_chunks, ring
 
-    head, embeddings = (checkpoint.tensors[name] for name in pair if name)
-    chunks = (raw_chunks(checkpoint.folder, info, ring(CHUNK)) for info in (head, embeddings))
-    alike = (head.dtype, head.shape) == (embeddings.dtype, embeddings.shape)
-    if not alike or not all((one == other).all() for one, other in zip(*chunks, strict=True)):
-        raise BadInputError(
-            f"{checkpoint.folder}: config.json ties the LM head to the embeddings, and tensor {pair[0]} has other values: set "
-            "tie_word_embeddings to false in config.json"
-        )
+    for tied, shared in family.ties(config).items():
+        if tied not in names or shared not in names:
+            continue
+        one, other = (checkpoint.tensors[names[name]] for name in (tied, shared))
+        chunks = (raw_chunks(checkpoint.folder, info, ring(CHUNK)) for info in (one, other))
+        alike = (one.dtype, one.shape) == (other.dtype, other.shape)
+        if not alike or not all((first == second).all() for first, second in zip(*chunks, strict=True)):
+            raise BadInputError(
+                f"{checkpoint.folder}: config.json ties tensor {names[tied]} to {names[shared]}, and their values differ: set "
+                "tie_word_embeddings to false in config.json"
+            )
+
+
+def demo_checkpoint(family: str) -> Path | None:
+    """Folder of the small trained checkpoint that is embedded for a family; None if the family has none."""
+    return load_family(family).demo

@@ -1,1 +1,1 @@
-"""The report: one self-contained page about one artifact or several."""
+"""The report: one self-contained HTML page about one artifact or several."""

@@ -1,4 +1,4 @@
-"""The error of every block, as one strip for each component and variant."""
+"""Data of the heat strips, which show the error of every block of a component."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ __all__ = ["HeatCell", "HeatRow", "HeatStrip", "heat_strips"]
 
 @dataclass(frozen=True)
 class HeatCell:
-    """One block: its place and width in percent of the strip, and its colour's strength from 0 to 1."""
+    """One block of a strip.
+
+    Attributes:
+        x: left edge, in percent of the strip's width.
+        width: in percent of the strip's width.
+        strength: strength of the colour, from 0 to 1.
+        title: text of the tooltip.
+    """
 
     x: float
     width: float
@@ -23,7 +30,7 @@ class HeatCell:
 
 @dataclass(frozen=True)
 class HeatRow:
-    """One variant's blocks of a component."""
+    """The blocks of one variant's component."""
 
     number: int
     label: str
@@ -35,7 +42,15 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class HeatStrip:
-    """A component, with a row for each variant; `most` is the relative error of the strongest colour."""
+    """The heat strip of a component, with a row for each variant.
+
+    Attributes:
+        component: name of the component.
+        first: name of the first block.
+        last: name of the last block.
+        most: largest relative error, which has the strongest colour.
+        rows: one row for each variant.
+    """
 
     component: str
     first: str
@@ -45,7 +60,7 @@ class HeatStrip:
 
 
 def heat_strips(variants: Sequence[Variant]) -> list[HeatStrip]:
-    """The strips of all components, blocks in the order of the evaluations."""
+    """Make the strips of all components, with the blocks in the order of the evaluations."""
     evaluated = [(variant, variant.evaluation.blocks) for variant in variants if variant.evaluation is not None]
     strips = []
     for component in dict.fromkeys(item.component for _variant, blocks in evaluated for item in blocks):

@@ -1,4 +1,4 @@
-"""How figures are read: a metric's name, and whether it is a share."""
+"""How the report shows figures: names of metrics, percentages, and numbers of digits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["FIDELITY", "SHARES", "format_change", "format_error", "format_figure
 
 # Metrics that compare an artifact with its checkpoint; all others score answers against references.
 FIDELITY = {"kl", "max_abs_logit_difference", "perplexity", "token_agreement", "top1_agreement"}
-# Means over samples or tokens of something between 0 and 1, and read as percentages.
+# Metrics that are means of values between 0 and 1; the report shows them as percentages.
 SHARES = {"exact_match", "token_agreement", "top1_agreement", "vqa"}
 _NAMES = {
     "bleu4": "BLEU-4",
@@ -20,12 +20,12 @@ _NAMES = {
 
 
 def metric_name(metric: str) -> str:
-    """A metric as people write it."""
+    """The usual name of a metric."""
     return _NAMES.get(metric, metric.replace("_", " "))
 
 
 def format_figure(value: float | None, metric: str) -> str:
-    """A figure of a metric; nothing for None."""
+    """A figure of a metric as text; an empty text for None."""
     if value is None:
         return ""
     if metric in SHARES:
@@ -34,12 +34,12 @@ def format_figure(value: float | None, metric: str) -> str:
 
 
 def format_change(value: float, reference: float, metric: str) -> str:
-    """How far a figure is from the checkpoint's, shares in percentage points."""
+    """The difference between a figure and the checkpoint's figure, for shares in percentage points."""
     scale, digits, unit = (100, 1, " pp") if metric in SHARES else (1, 3, "")
     change = round(scale * (value - reference), digits)
     return f"{change:+.{digits}f}{unit}" if change else f"{0:.{digits}f}{unit}"
 
 
 def format_error(value: float) -> str:
-    """A relative error as a percentage with two digits."""
+    """A relative error as a percentage with two significant digits."""
     return f"{100 * value:.2g} %"

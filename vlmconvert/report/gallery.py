@@ -12,19 +12,26 @@ from PIL import Image
 
 from calibration.scenes import Split, draw_scene
 from calibration.sources import open_image
+from calibration.sources.images import on_white
 from manifests.evaluation import EVALUATION_FOLDER, IMAGES_FOLDER, Prediction, read_predictions
 from vlmconvert.report.variants import Variant, Yardstick
 
 __all__ = ["Answer", "Card", "Tally", "disagreements", "thumbnail"]
 
-_SIDE = 320  # pixels of a thumbnail
-_LARGE = 16_000  # bytes: a photograph, not a drawing
+_SIDE = 320  # maximum width and height of a thumbnail, in pixels
+_LARGE = 16_000  # bytes; a larger PNG shows a photograph, which is stored as JPEG
 _SCENE = re.compile(rf"({'|'.join(split.name.lower() for split in Split)})-(\d+)-(\d+)")
 
 
 @dataclass
 class Answer:
-    """What some variants answered instead; `verdict` is worse, better or different, judged by their scores."""
+    """An answer that differs from the checkpoint's answer.
+
+    Attributes:
+        text: text of the answer.
+        verdict: `worse`, `better` or `different`, by its score.
+        numbers: numbers of the variants that gave this answer.
+    """
 
     text: str
     verdict: str
@@ -33,7 +40,17 @@ class Answer:
 
 @dataclass
 class Card:
-    """One sample: what was asked, and who answered what."""
+    """One sample: the question, the answer of the checkpoint, and the different answers of variants.
+
+    Attributes:
+        id: id of the sample.
+        image: thumbnail as a data URI; None if the image is not available.
+        prompt: the question.
+        references: correct answers.
+        checkpoint_answer: answer of the checkpoint.
+        answers: answers that differ from the checkpoint's.
+        agreeing: numbers of the variants that answered as the checkpoint.
+    """
 
     id: str
     image: str | None
@@ -44,13 +61,13 @@ class Card:
     agreeing: list[int] = field(default_factory=list)
 
     def count(self, verdict: str) -> int:
-        """How many variants got this verdict."""
+        """Number of variants whose answers got this verdict."""
         return sum(len(answer.numbers) for answer in self.answers if answer.verdict == verdict)
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How often one variant disagrees with its checkpoint."""
+    """How often the answers of one variant differ from its checkpoint's, and how many of them are worse or better."""
 
     variant: Variant
     samples: int
@@ -62,7 +79,15 @@ class Tally:
 def disagreements(
     variants: Sequence[Variant], yardstick: Yardstick | None, most: int
 ) -> tuple[list[Card], list[Tally]]:
-    """The `most` telling samples, answers that got worse first, and the tallies over all of them.
+    """Collect the samples on which variants and checkpoint disagree.
+
+    Args:
+        variants: the artifacts of the report.
+        yardstick: metric that decides whether an answer is worse or better; None decides nothing.
+        most: maximum number of samples.
+
+    Returns:
+        The samples, those with the most worse answers first, and for each variant a tally over all samples.
 
     Raises:
         BadInputError: if predictions or thumbnails are damaged.
@@ -102,7 +127,13 @@ def disagreements(
 
 
 def thumbnail(variant: Variant, number: int, prediction: Prediction) -> str | None:
-    """The image of prediction `number` as a data URI: the one that was kept, or a scene drawn again; None without either."""
+    """The image of a prediction as a data URI: the stored image, or a scene drawn again; None if neither exists.
+
+    Args:
+        variant: the artifact that was evaluated.
+        number: index of the prediction in the evaluation.
+        prediction: the prediction.
+    """
     stored = variant.folder / EVALUATION_FOLDER / IMAGES_FOLDER / f"{number}.png"
     if stored.is_file():
         return _data_uri(open_image(stored))
@@ -111,7 +142,7 @@ def thumbnail(variant: Variant, number: int, prediction: Prediction) -> str | No
         split, seed, index = match.groups()
         try:
             return _data_uri(draw_scene(Split[split.upper()], int(index), int(seed)).image)
-        except ValueError:  # a number outside the split
+        except ValueError:  # the split has no scene of that number
             return None
     return None
 
@@ -127,6 +158,7 @@ def _verdict(item: Prediction, yardstick: Yardstick | None) -> str:
 
 
 def _data_uri(image: Image.Image) -> str:
+    image = on_white(image)
     image.thumbnail((_SIDE, _SIDE))
     stream = io.BytesIO()
     image.save(stream, kind := "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""Bars of the benchmarks: one chart for each figure of each way of asking."""
+"""Bar charts of the benchmarks: one chart for each figure and each kind of prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MEASURES = (
 
 @dataclass(frozen=True)
 class Bar:
-    """A median and its spread, in percent of the chart's width."""
+    """A bar: the median, the lowest and the highest value, in percent of the chart's width."""
 
     width: float
     low: float
@@ -31,7 +31,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Pair:
-    """What one variant takes, and what its baseline took in the same benchmark."""
+    """The bars of one variant and of its baseline in the same benchmark."""
 
     number: int
     label: str
@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class LatencyChart:
-    """One figure of one way of asking, for all variants."""
+    """The chart of one figure for one kind of prompt, with the bars of all variants."""
 
     measure: str
     higher_is_better: bool
@@ -49,7 +49,7 @@ class LatencyChart:
 
 
 def latency_charts(variants: Sequence[Variant]) -> dict[str, list[LatencyChart]]:
-    """The charts by the way of asking, such as "one question, one image, 64 new tokens"."""
+    """Make the charts, by kind of prompt, such as "one question, one image, 64 new tokens"."""
     found: dict[str, list[tuple[Variant, BenchRow, BenchRow | None]]] = {}
     for variant in variants:
         if variant.bench is None:
@@ -65,7 +65,7 @@ def latency_charts(variants: Sequence[Variant]) -> dict[str, list[LatencyChart]]
 
 
 def way_of_asking(row: BenchRow) -> str:
-    """What a row measured, as a heading."""
+    """The kind of prompt that a row measured, as a heading."""
     questions = "one question" if row.batch == 1 else f"{row.batch} questions at once"
     images = {0: "text alone", 1: "one image"}.get(row.images, f"{row.images} images")
     return f"{questions}, {images}, {row.new_tokens} new tokens"
@@ -75,7 +75,7 @@ def _chart(
     measure: str, attribute: str, unit: str, rows: Sequence[tuple[Variant, BenchRow, BenchRow | None]]
 ) -> LatencyChart | None:
     most = max(getattr(row, attribute).high for _variant, *sides in rows for row in sides if row)
-    if most <= 0:  # no image, so no vision encoder
+    if most <= 0:  # without an image, the vision encoder does not run
         return None
 
     def bar(row: BenchRow, name: str) -> Bar:

@@ -1,4 +1,4 @@
-"""The page: everything that is drawn is computed here, and `page.html.j2` puts it in its place."""
+"""The HTML page of a report: its content is computed here, and `page.html.j2` lays it out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from manifests.model import Source
-from vlmconvert import __version__
 from vlmconvert.console import format_size
 from vlmconvert.report.blocks import heat_strips
 from vlmconvert.report.figures import format_change, format_error, format_figure, metric_name
@@ -17,13 +16,14 @@ from vlmconvert.report.gallery import disagreements
 from vlmconvert.report.latency import latency_charts, way_of_asking
 from vlmconvert.report.scatter import pareto_front, scatter
 from vlmconvert.report.variants import Variant, Yardstick, checkpoint_size, common_yardstick, read_variants
+from vlmconvert.version import __version__
 
 __all__ = ["render_report"]
 
 
 @dataclass(frozen=True)
 class _Fact:
-    """One of the figures at the head of the page; `number` says whose it is, where there are several artifacts."""
+    """A figure at the top of the page; `number` is the artifact's, if the report has several artifacts."""
 
     name: str
     value: str
@@ -32,19 +32,22 @@ class _Fact:
 
 
 def render_report(folders: Sequence[Path], most_samples: int = 24) -> str:
-    """One HTML page about the artifacts in `folders`, with everything it shows inside it.
+    """Write one self-contained HTML page about one artifact or several.
 
     Args:
-        folders: artifacts; their evaluation and benchmark are shown where there are any.
-        most_samples: how many samples the gallery shows at most.
+        folders: the artifacts; the page also shows the evaluation and the benchmark in each folder, if it has them.
+        most_samples: maximum number of samples on which artifact and checkpoint disagree.
+
+    Returns:
+        The page's HTML.
 
     Raises:
-        BadInputError: if a folder is no artifact, or if one of its records is damaged.
+        BadInputError: if a folder is not an artifact, or if one of its records is damaged.
     """
     variants = read_variants(folders)
     yardstick = common_yardstick(variants)
     cards, tallies = disagreements(variants, yardstick, most_samples)
-    # Answers, questions and names come from data sets and models: all of them are escaped.
+    # Answers, questions and names come from data sets and models, so all text is escaped.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -71,7 +74,7 @@ def render_report(folders: Sequence[Path], most_samples: int = 24) -> str:
 
 
 def _sources(variants: Sequence[Variant]) -> list[tuple[Source, list[int]]]:
-    """Each checkpoint, and the numbers of the variants made from it."""
+    """Each checkpoint, and the numbers of the variants that were made from it."""
     sources: list[tuple[Source, list[int]]] = []
     for variant in variants:
         for source, numbers in sources:
@@ -84,7 +87,7 @@ def _sources(variants: Sequence[Variant]) -> list[tuple[Source, list[int]]]:
 
 
 def _front(variants: Sequence[Variant], yardstick: Yardstick | None) -> set[int]:
-    """Numbers of the variants on the Pareto front, if there is something to choose from."""
+    """Numbers of the variants on the Pareto front; none if fewer than two variants were measured."""
     measured = [(variant, item.value) for variant in variants if (item := variant.accuracy(yardstick)) is not None]
     if len(measured) < 2:
         return set()
@@ -113,7 +116,7 @@ def _facts(variants: Sequence[Variant], yardstick: Yardstick | None) -> list[_Fa
     divergences = [(variant, kl) for variant in variants if (kl := variant.kl(yardstick)) is not None]
     if divergences:
         closest, kl = min(divergences, key=lambda pair: pair[1])
-        facts.append(fact(("KL divergence", "least KL divergence"), f"{kl:.2g} nats", closest))
+        facts.append(fact(("KL divergence", "lowest KL divergence"), f"{kl:.2g} nats", closest))
     benched = [(variant, variant.bench.rows[0]) for variant in variants if variant.bench and variant.bench.rows]
     if benched:
         fastest, row = min(benched, key=lambda pair: pair[1].per_token_ms.median)

@@ -1,4 +1,7 @@
-"""Size against accuracy. Places are in percent of the chart's box, so that it fits any width while its text keeps its size."""
+"""Data of the chart of size against accuracy.
+
+Positions are in percent of the chart's box, so that the chart fits any width while its text keeps its size.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,14 @@ from vlmconvert.report.variants import Variant, Yardstick, checkpoint_size
 
 __all__ = ["Label", "Mark", "Scatter", "Tick", "confidence", "pareto_front", "scatter", "ticks"]
 
-# A label's place is settled for a box of this size, in CSS pixels; a wider box only moves labels apart.
+# Labels are placed for a box of this size, in CSS pixels; in a wider box they are only further apart.
 _WIDTH, _HEIGHT = 560, 300
-_CHARACTER = 6.6
+_CHARACTER = 6.6  # width of a character in CSS pixels
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A grid line and what stands beside it."""
+    """A grid line and its label."""
 
     at: float
     text: str
@@ -28,21 +31,21 @@ class Tick:
 
 @dataclass(frozen=True)
 class Label:
-    """Where a label stands: pixels from its point, and the SVG text anchor."""
+    """Position of a label: its offset from its point in pixels, and the SVG text anchor."""
 
     dx: float
     dy: float
     anchor: str
 
     def box(self, x: float, y: float, length: float) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of a text of some length beside the point (x, y)."""
+        """Left, top, right and bottom of the label of the point (x, y), for a text that is `length` pixels wide."""
         left = x + self.dx - {"start": 0.0, "middle": length / 2, "end": length}[self.anchor]
         return left, y + self.dy - 11, left + length, y + self.dy + 4
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point; `low` and `high` are the ends of its 95 % interval."""
+    """A point of the chart; `low` and `high` are the ends of its 95 % interval."""
 
     x: float
     y: float
@@ -57,7 +60,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Scatter:
-    """The whole chart; `front` has the Pareto front as lines x1, y1, x2, y2, to the right or downwards."""
+    """The whole chart; `front` has the Pareto front as horizontal and vertical lines (x1, y1, x2, y2)."""
 
     x_ticks: list[Tick]
     y_ticks: list[Tick]
@@ -68,9 +71,10 @@ class Scatter:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (size, score) that no other point beats, by rising size.
+    """Indices of the points (size, score) on the Pareto front, by increasing size.
 
-    A point is beaten by one that is no larger and no worse, and better in at least one of both.
+    A point is on the front if no other point is at least as small and at least as accurate, and better in one of the
+    two.
     """
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
@@ -80,7 +84,13 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """At most `most` values from `low` or below to `high` or above, spaced by 1, 2 or 5 times a power of ten."""
+    """Round values for an axis that covers `low` to `high`.
+
+    Args:
+        low: smallest value on the axis.
+        high: largest value on the axis.
+        most: maximum number of values; they are 1, 2 or 5 times a power of ten apart.
+    """
     span = (high - low) or abs(high) or 1.0
     power = math.floor(math.log10(span / most))
     for step in (factor * 10.0**exponent for exponent in (power, power + 1) for factor in (1, 2, 5)):
@@ -91,7 +101,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def confidence(value: float, samples: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of a share; for a mean of scores between 0 and 1 it is on the wide side."""
+    """The 95 % Wilson interval of a share; for a mean of scores between 0 and 1, the interval is wider than needed."""
     z = 1.96
     scale = 1 + z * z / samples
     centre = (value + z * z / (2 * samples)) / scale
@@ -100,7 +110,7 @@ def confidence(value: float, samples: int) -> tuple[float, float]:
 
 
 def scatter(variants: Sequence[Variant], yardstick: Yardstick) -> Scatter:
-    """The variants that were measured on the yardstick, and the checkpoints that they came from."""
+    """Make the chart of the variants that were measured on a yardstick, and of their checkpoints."""
     chosen = [(variant, item) for variant in variants if (item := variant.accuracy(yardstick)) is not None]
     checkpoints = list(
         dict.fromkeys(
@@ -183,9 +193,12 @@ def _tick_text(value: float, step: float, shares: bool) -> str:
 def _place_labels(
     points: Sequence[tuple[float, float]], texts: Sequence[str], lines: Sequence[tuple[float, float, float, float]]
 ) -> list[Label]:
-    """For each point the first place around it where its label covers no point, no line and no other label.
+    """Place the label of each point where it covers no point, no line and no other label.
 
-    Points, and lines to the right or downwards, are in percent of the box.
+    Args:
+        points: positions in percent of the box.
+        texts: texts of the labels.
+        lines: horizontal and vertical lines (x1, y1, x2, y2), in percent of the box.
     """
     dots = [(x * _WIDTH / 100, y * _HEIGHT / 100) for x, y in points]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in dots]

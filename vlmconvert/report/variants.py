@@ -1,4 +1,4 @@
-"""The artifacts of a report, and the figures by which they are compared."""
+"""The artifacts of a report, and the figures with which they are compared."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from pathlib import Path
 from manifests.bench import BENCH_NAME, Bench, read_bench
 from manifests.errors import BadInputError
 from manifests.evaluation import EVALUATION_FOLDER, Evaluation, read_evaluation
-from manifests.io import read_manifest
+from manifests.io import manifest_digest, read_manifest
 from manifests.model import Manifest, Source
-from vlmconvert.artifact import manifest_digest
 from vlmconvert.report.figures import FIDELITY
 
 __all__ = ["Accuracy", "Variant", "Yardstick", "checkpoint_size", "common_yardstick", "read_variants"]
@@ -20,9 +19,12 @@ __all__ = ["Accuracy", "Variant", "Yardstick", "checkpoint_size", "common_yardst
 
 @dataclass(frozen=True)
 class Yardstick:
-    """A metric on some samples; only figures with the same yardstick are compared.
+    """A metric on certain samples; only figures with the same yardstick are compared.
 
-    `digest` is that of an evaluation's samples, None for those of a conversion's validation.
+    Attributes:
+        metric: name of the metric.
+        data: description of the samples.
+        digest: digest of the samples of an evaluation; None for the samples of a conversion's validation.
     """
 
     metric: str
@@ -32,7 +34,7 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A task figure of an artifact; `reference` is the checkpoint's."""
+    """A figure that scores an artifact's answers; `reference` is the checkpoint's figure."""
 
     yardstick: Yardstick
     value: float
@@ -42,7 +44,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Variant:
-    """One artifact with all that was measured on it. `number` names it in charts, from 1."""
+    """One artifact with its evaluation and benchmark. `number` identifies it in charts, from 1."""
 
     number: int
     label: str
@@ -53,17 +55,17 @@ class Variant:
 
     @property
     def size(self) -> int:
-        """Bytes of all graphs."""
+        """Bytes of all component files."""
         return sum(file.size for component in self.manifest.components for file in component.files)
 
     @property
     def precision(self) -> str:
-        """The precisions of the components, in their order."""
+        """The precisions of the components, each of them once."""
         return " · ".join(dict.fromkeys(component.precision for component in self.manifest.components))
 
     @property
     def accuracies(self) -> list[Accuracy]:
-        """Task figures, the evaluation's before those that the conversion's validation left in the manifest."""
+        """The figures that score answers: those of the evaluation, then those of the validation in the manifest."""
         found = []
         if self.evaluation is not None:
             data = self.evaluation.data
@@ -89,7 +91,7 @@ class Variant:
         ]
 
     def accuracy(self, yardstick: Yardstick | None) -> Accuracy | None:
-        """The figure on a yardstick, if it was measured."""
+        """The figure on a yardstick; None if it was not measured."""
         return next((item for item in self.accuracies if item.yardstick == yardstick), None)
 
     def kl(self, yardstick: Yardstick | None) -> float | None:
@@ -104,16 +106,16 @@ class Variant:
 
 
 def checkpoint_size(source: Source) -> int:
-    """Bytes of a checkpoint's weights."""
+    """Bytes of a checkpoint's weight files."""
     return sum(file.size for file in source.files if file.path.endswith(".safetensors"))
 
 
 def read_variants(folders: Sequence[Path]) -> list[Variant]:
-    """Read each folder's manifest, and its evaluation and benchmark where there are any.
+    """Read the manifest of each folder and, if it has them, its evaluation and its benchmark.
 
     Raises:
-        BadInputError: if a folder is given twice or is no artifact, if a record is damaged, or if an evaluation is of another
-            build.
+        BadInputError: if a folder is given twice or is not an artifact, if a record is damaged, or if an evaluation is
+            of another build of the artifact.
     """
     names = Counter(folder.resolve().name for folder in folders)
     variants: list[Variant] = []
@@ -124,7 +126,9 @@ def read_variants(folders: Sequence[Path]) -> list[Variant]:
         manifest = read_manifest(folder)
         evaluation = read_evaluation(folder / EVALUATION_FOLDER) if (folder / EVALUATION_FOLDER).exists() else None
         if evaluation is not None and evaluation.manifest_sha256 != manifest_digest(manifest):
-            raise BadInputError(f"{folder / EVALUATION_FOLDER} is of another build of {folder}: evaluate again")
+            raise BadInputError(
+                f"{folder / EVALUATION_FOLDER} is of another build of {folder}: evaluate the artifact again"
+            )
         variants.append(
             Variant(
                 number,
@@ -139,6 +143,6 @@ def read_variants(folders: Sequence[Path]) -> list[Variant]:
 
 
 def common_yardstick(variants: Sequence[Variant]) -> Yardstick | None:
-    """The yardstick that most variants were measured on; of equals, the one that comes first in a variant."""
+    """The yardstick on which most variants were measured; among equals, the one that a variant lists first."""
     counts = Counter(item.yardstick for variant in variants for item in variant.accuracies)
     return max(counts, key=lambda yardstick: counts[yardstick], default=None)

@@ -11,43 +11,41 @@ import openvino as ov
 import pytest
 
 from passes.chain import compile_block
-from passes.checkpoint import open_checkpoint
 from passes.export.openvino import BLOCK_FILE
 from passes.export.template import BlockSource
 from passes.onnx.compressed import CompressedGraph
-from passes.onnx.engine import OnnxEngine
 from passes.onnx.export import ExportOnnxPass
 from passes.onnx.file import write
 from passes.onnx.graph import MICROSOFT
+from passes.onnx.session import OnnxSession
 from passes.onnx.slice_lm_head import SliceLmHeadOnnxPass
 from passes.onnx.stitch import StitchOnnxPass
 from passes.onnx.trace import trace_kinds
 from passes.onnx.transfer import TransferOnnxPass
-from passes.split import Component, Kind
-from passes.store import Store
-from vlmconvert.console import Reporter
-from vlmconvert.pipeline import Conversion
-from vlmconvert.plan import Options
+from passes.vocabulary import Component, Kind
+from tests.models import opened_model
+from tests.traces import keep_traces
+from vlmconvert.families.opened import OpenedModel
 
 
 @dataclass
 class Demo:
     """The demo checkpoint, split and traced."""
 
-    conversion: Conversion
+    model: OpenedModel
     traces: Path
 
     @property
     def components(self) -> dict[str, Component]:
-        return {component.name: component for component in self.conversion.components}
+        return {component.name: component for component in self.model.components}
 
     def source(self, block) -> BlockSource:
-        return BlockSource(self.conversion.checkpoint, self.conversion.templates, block)
+        return BlockSource(self.model.checkpoint, self.model.templates, block)
 
     def kinds(self):
         """One block of each kind."""
         found = {}
-        for component in self.conversion.components:
+        for component in self.model.components:
             for block in component.blocks:
                 found.setdefault(block.kind, (component.kinds[block.kind], block))
         return found
@@ -56,7 +54,7 @@ class Demo:
         """A float component as an ONNX file."""
         part = self.components[component]
         item = ExportOnnxPass(dtype)
-        blocks = (item(self.source(block), self.traces) for block in part.blocks)
+        blocks = (item.export(self.source(block), self.traces) for block in part.blocks)
         return self._finish(part, blocks, folder, logits)
 
     def compress(self, component: str, block_pass, folder: Path) -> Path:
@@ -68,24 +66,24 @@ class Demo:
                 output = folder / block.name
                 output.mkdir()
                 block_pass.run(self.source(block), output)
-                yield TransferOnnxPass()(block, self.traces, CompressedGraph(output / BLOCK_FILE))
+                yield TransferOnnxPass().transfer(block, self.traces, CompressedGraph(output / BLOCK_FILE))
 
         return self._finish(part, blocks(), folder, "last")
 
     def _finish(self, part, blocks, folder, logits):
-        model, weights = StitchOnnxPass()(part, blocks)
+        model, weights = StitchOnnxPass().join(part, blocks)
         if part.logits and logits == "last":
-            model = SliceLmHeadOnnxPass()(model)
+            model = SliceLmHeadOnnxPass().slice(model, part)
         write(model, weights, folder / f"{part.name}.onnx")
         return folder / f"{part.name}.onnx"
 
 
 @pytest.fixture(scope="session")
-def traced(demo, store, tmp_path_factory) -> Demo:
-    conversion = Conversion("mllama", open_checkpoint(demo), Options(vision="fp32"), Store(store), 1, Reporter())
+def traced(demo, store, shared_traces, tmp_path_factory) -> Demo:
+    model = opened_model(demo, store)
     traces = tmp_path_factory.mktemp("traces")
-    trace_kinds(conversion.templates.config, conversion.components, traces)
-    return Demo(conversion, traces)
+    keep_traces(shared_traces, trace_kinds, model.config, model.components, traces)
+    return Demo(model, traces)
 
 
 @pytest.fixture(scope="session")
@@ -117,12 +115,12 @@ def inputs_of(kind: Kind, seed: int = 0) -> dict[str, np.ndarray]:
 def both_runtimes(block, kind, traces: Path, folder: Path, values, level: int = 0):
     """What a compressed block gives in OpenVINO and in ONNX Runtime."""
     expected = list(compile_block(ov.Core().read_model(folder / BLOCK_FILE))(values).values())
-    model, weights = TransferOnnxPass(level)(block, traces, CompressedGraph(folder / BLOCK_FILE))
+    model, weights = TransferOnnxPass(level).transfer(block, traces, CompressedGraph(folder / BLOCK_FILE))
     model.graph.opset_imports[MICROSOFT] = 1
     for value, port in zip(model.graph.outputs, kind.outputs, strict=True):
         value.shape = ir.Shape(port.shape)
     write(model, weights, folder / "block.onnx")
-    engine = OnnxEngine(folder / "block.onnx")
+    engine = OnnxSession(folder / "block.onnx")
     return expected, [value.numpy() for value in engine.infer(values).values()], model
 
 

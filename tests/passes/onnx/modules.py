@@ -13,7 +13,7 @@ from manifests.model import Port
 from passes.checkpoint import open_checkpoint
 from passes.export.template import BlockSource, Templates, _trace
 from passes.onnx.trace import trace_kinds
-from passes.split import Block, Component, Kind
+from passes.vocabulary import Block, Component, Kind
 
 
 class Awkward(nn.Module):
@@ -47,14 +47,16 @@ def make(folder, width: int, inner: int) -> tuple[BlockSource, Kind]:
     tensors = {name: f"model.block.{name}" for name in module.state_dict()}
     save_file({tensors[name]: value for name, value in module.state_dict().items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "awkward"}))
-    shapes = {"awkward": _trace(kind, {}, folder)}
+    traced = kind.make_module({})
+    shapes = {name: tuple(parameter.shape) for name, parameter in traced.named_parameters()}
+    _trace(kind, traced, folder)
     for file, content in (
         ("names.json", {name: name for name in tensors.values()}),
-        ("shapes.json", shapes),
+        ("shapes.json", {"awkward": shapes}),
     ):
         (folder / file).write_text(json.dumps(content))
-    block = Block("block", "awkward", tensors, {"ids": "ids"}, {"out": "out"}, role="layer")
-    component = Component("toy", "language", "toy", {"onnx": "toy"}, {"awkward": kind}, (block,), (ids,), (out,))
+    block = Block("block", "awkward", {"": "model.block"}, {"ids": "ids"}, {"out": "out"}).bound(shapes)
+    component = Component("toy", "language", "toy", {"awkward": kind}, (block,), (ids,), (out,))
     trace_kinds({}, (component,), folder)
     return BlockSource(open_checkpoint(folder), Templates(folder), block), kind
 

@@ -8,17 +8,19 @@ import onnx
 import openvino as ov
 import pytest
 
-from manifests.model import Component as ComponentRecord
+from manifests.model import ComponentRecord, OnnxRequirements
 from passes.chain import compile_block
 from passes.compress.weights import CompressInt4Pass
 from passes.export.ir import count_weights as count_ir_weights
 from passes.export.openvino import BLOCK_FILE
 from passes.onnx.checksums import block_checksums, block_constants
 from passes.onnx.cut import cut
-from passes.onnx.engine import OnnxEngine
-from passes.onnx.file import Requirements, count_weights, data_file, ports, requirements
+from passes.onnx.file import count_weights, data_file, ports, requirements
 from passes.onnx.graphs import verify_graph
+from passes.onnx.session import OnnxSession
 from tests.passes.onnx.conftest import greatest_difference, inputs_of
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def test_weights_are_those_of_the_openvino_blocks(language_model, component):
 def test_what_it_needs_is_read_from_the_graph(language_model):
     onnx.checker.check_model(language_model)
     # 8-bit MatMulNBits, of the LM head.
-    assert requirements(language_model) == Requirements(18, {"com.microsoft": 1}, "1.22")
+    assert requirements(language_model) == OnnxRequirements(opset=18, domains={"com.microsoft": 1}, onnxruntime="1.22")
 
 
 def test_a_flipped_bit_is_traced_to_its_block(language_model, component, tmp_path):
@@ -70,7 +72,7 @@ def test_a_block_can_be_cut_out(language_model, component):
         values = inputs_of(kind)
         graph = cut(language_model, component, block)
         assert [item.name for item in graph.graph.input] == [port.name for port in kind.inputs]
-        engine = OnnxEngine(graph, weights=language_model.parent)
+        engine = OnnxSession(graph, weights=language_model.parent)
         actual = [value.numpy() for value in engine.infer(values).values()]
         xml = language_model.parent / block.name / BLOCK_FILE
         expected = list(compile_block(ov.Core().read_model(xml))(values).values())

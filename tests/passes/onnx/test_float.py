@@ -6,21 +6,24 @@ import numpy as np
 import onnx
 import pytest
 
-from calibration.inputs import load_processor
 from manifests.files import file_record
-from passes.onnx.engine import OnnxEngine
-from passes.onnx.file import Requirements, data_file, ports, requirements
+from manifests.model import OnnxRequirements
+from passes.onnx.file import data_file, ports, requirements
+from passes.onnx.session import OnnxSession
 from tests.passes.test_float_parity import CASES, TOLERANCE, assert_close, process
-from vlmconvert.families import family_module
-from vlmconvert.families.mllama_reference import Reference
+from vlmconvert import load_processor
+from vlmconvert.families import load_family
+from vlmconvert.families.mllama.reference import Reference
+
+pytestmark = pytest.mark.slow
 
 
 class Graphs:
     """Both graphs of an artifact, called as its user would call them."""
 
     def __init__(self, paths, config) -> None:
-        self.family, self.config = family_module("mllama"), config
-        self.vision, self.language = OnnxEngine(paths["vision_encoder"]), OnnxEngine(paths["language_model"])
+        self.family, self.config = load_family("mllama"), config
+        self.vision, self.language = OnnxSession(paths["vision_encoder"]), OnnxSession(paths["language_model"])
 
     def prefill(self, processed):
         self.inputs = self.family.inputs(processed, self.config)
@@ -46,7 +49,7 @@ def processor(demo):
 
 @pytest.fixture(scope="module", params=[("f32", "all"), ("f16", "last")])
 def graphs(request, floats, traced):
-    return Graphs(floats(*request.param), traced.conversion.templates.config)
+    return Graphs(floats(*request.param), traced.model.config)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -63,7 +66,7 @@ def test_logits_equal_the_checkpoint(graphs, reference, processor, case):
 def test_all_logits_are_those_of_every_position(floats, traced, reference, processor):
     processed = process(processor, *CASES["batch of two with padding"])
     expected = reference.prefill(processed)
-    graphs = Graphs(floats("f32"), traced.conversion.templates.config)
+    graphs = Graphs(floats("f32"), traced.model.config)
     actual = graphs.prefill(processed)
     assert actual.shape == expected.shape
     valid = processed["attention_mask"] == 1
@@ -102,7 +105,7 @@ def test_names_and_shapes_are_those_of_the_ecosystem(floats):
 def test_files_are_valid_onnx_and_ask_for_little(floats, dtype):
     for path in floats(dtype, "all" if dtype == "f32" else "last").values():
         onnx.checker.check_model(path, full_check=True)
-        assert requirements(path) == Requirements(18, {}, "1.15")
+        assert requirements(path) == OnnxRequirements(opset=18, domains={}, onnxruntime="1.15")
         assert path.stat().st_size < data_file(path).stat().st_size / 10
 
 

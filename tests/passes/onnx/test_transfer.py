@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import nncf
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 
-from calibration.activations import write_activations
-from calibration.inputs import load_processor
 from calibration.scenes import Split
 from calibration.sources import load_samples
 from manifests.errors import ConversionError
-from passes.compress.weights import CompressInt4AwqPass, CompressInt4Pass, CompressInt8Pass
+from passes.compress.nncf_output import quiet_nncf
+from passes.compress.weights import CompressInt4Pass, CompressInt8Pass
+from passes.export.ir import BLOCK_FILE
 from passes.export.ir import count_weights as count_ir_weights
-from passes.export.openvino import BLOCK_FILE
-from passes.export.template import BlockSource
+from passes.export.openvino import save_block
 from passes.onnx.compressed import CompressedGraph
-from passes.onnx.engine import OnnxEngine
 from passes.onnx.file import count_weights, read, write
+from passes.onnx.session import OnnxSession
 from passes.onnx.stitch import StitchOnnxPass
 from passes.onnx.transfer import TransferOnnxPass
 from tests.passes.onnx import modules
 from tests.passes.onnx.conftest import both_runtimes, greatest_difference, inputs_of
 from tests.passes.test_float_parity import process
-from vlmconvert.runtime import Runner
+from vlmconvert import load_processor
+from vlmconvert.running.open import open_runner
+
+pytestmark = pytest.mark.slow
 
 PASSES = {
     "int8": CompressInt8Pass(),
@@ -74,13 +77,16 @@ def test_awkward_shapes(tmp_path, width, inner, symmetric, bits):
 def test_awq_factors_that_no_layer_takes_in(tmp_path):
     """Behind SiLU, AWQ multiplies activations; without the factors the block would be far off."""
     source, kind = modules.make(tmp_path, 128, 128)
-    places = []
-    for seed in range(4):
-        path = tmp_path / f"{seed}.safetensors"
-        write_activations(path, modules.sample(seed))
-        places.append({"ids": (path, "ids")})
-    source = BlockSource(source.checkpoint, source.templates, source.block, tuple(places))
-    CompressInt4AwqPass(group_size=32).run(source, tmp_path)
+    with quiet_nncf():
+        model = nncf.compress_weights(
+            source.model(),
+            mode=nncf.CompressWeightsMode.INT4_ASYM,
+            group_size=32,
+            all_layers=True,
+            awq=True,
+            dataset=nncf.Dataset([modules.sample(seed) for seed in range(4)]),
+        )
+    save_block(model, source, tmp_path)
     factors = CompressedGraph(tmp_path / BLOCK_FILE).activation("model.block.fc2").factors
     assert factors is not None
     assert np.ptp(factors.read()) > 0
@@ -102,8 +108,8 @@ def quantized(build, traced, tmp_path_factory):
     artifact = build("--llm", "int4", "--vision", "int8-ptq", "--vision-samples", "8")
     component = traced.components["vision_encoder"]
     graph = CompressedGraph(artifact / "openvino_vision_encoder.xml")
-    blocks = (TransferOnnxPass()(block, traced.traces, graph) for block in component.blocks)
-    model, weights = StitchOnnxPass()(component, blocks)
+    blocks = (TransferOnnxPass().transfer(block, traced.traces, graph) for block in component.blocks)
+    model, weights = StitchOnnxPass().join(component, blocks)
     path = tmp_path_factory.mktemp("quantized") / "vision_encoder.onnx"
     write(model, weights, path)
     return artifact, path
@@ -113,11 +119,11 @@ def test_quantized_encoder_is_as_close_to_the_float_one_as_openvinos(quantized, 
     artifact, path = quantized
     images = [[sample.image] for sample in load_samples("scenes", 4, split=Split.TEST).samples]
     processed = process(load_processor(demo), ["What is there?"] * 4, images)
-    runner = Runner(artifact)
+    runner = open_runner(artifact)
     theirs = runner.encode_images(processed)
     values = runner.family.inputs(processed, runner.config)
     exact, ours = (
-        {name: value.numpy() for name, value in OnnxEngine(graph).infer(values).items()}
+        {name: value.numpy() for name, value in OnnxSession(graph).infer(values).items()}
         for graph in (floats("f32")["vision_encoder"], path)
     )
     errors = [

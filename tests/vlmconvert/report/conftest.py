@@ -19,9 +19,8 @@ from manifests.evaluation import (
     Prediction,
     write_evaluation,
 )
-from manifests.io import write_manifest
-from manifests.model import Calibration, Component, FileRecord, Manifest, Port, Source, Validation
-from vlmconvert.artifact import manifest_digest
+from manifests.io import manifest_digest, read_manifest, write_manifest
+from manifests.model import Calibration, ComponentRecord, FileRecord, Manifest, Port, Source, Validation
 
 SAMPLES = 40
 CHECKPOINT_WRONG = 2  # the last ones
@@ -39,8 +38,8 @@ def sha(text: str) -> str:
 
 
 def manifest(llm: str, vision: str, sizes: tuple[int, int], score: float) -> Manifest:
-    def component(name: str, precision: str, size: int, weights: dict[str, int], *passes: str) -> Component:
-        return Component(
+    def component(name: str, precision: str, size: int, weights: dict[str, int], *passes: str) -> ComponentRecord:
+        return ComponentRecord(
             name=name,
             role=name.replace("_", " "),
             format="openvino",
@@ -200,8 +199,8 @@ def write_artifact(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
     ) -> Path:
         folder = tmp_path_factory.mktemp("report") / name
         (folder / EVALUATION_FOLDER).mkdir(parents=True)
-        made = manifest(llm, vision, sizes, 0.985 - 0.01 * scale)
-        write_manifest(made, folder)
+        write_manifest(manifest(llm, vision, sizes, 0.985 - 0.01 * scale), folder)
+        made = read_manifest(folder)
         if wrong is None:
             (folder / EVALUATION_FOLDER).rmdir()
             return folder

@@ -142,7 +142,7 @@ def test_evaluation_is_preferred_where_all_have_one(artifacts):
 
 
 def test_gallery_has_each_sample_once_and_the_worst_first(html):
-    questions = re.findall(r'<p class="caption">(\d+)(?: · as the checkpoint: ([\d, ]+))?</p>', html)
+    questions = re.findall(r'<p class="caption">(\d+)(?: · same answer as the checkpoint: ([\d, ]+))?</p>', html)
     assert [name for name, _agreeing in questions] == ["0", "1", "2", "3", "4", "5", "38", "39"]
     assert dict(questions)["2"] == "1, 2"
 

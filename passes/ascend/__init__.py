@@ -1,0 +1,1 @@
+"""W8A16 artifacts for Ascend NPUs: compressing weights, the file format, run plans, checks, and reading them back."""

@@ -1,0 +1,178 @@
+"""Undocumented interfaces and behaviour of transformers on which vlmconvert relies.
+
+The layers of its models, which families take apart, are not here: the families' own modules use them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = [
+    "GraphState",
+    "LayerCache",
+    "StatefulGeneration",
+    "attention_replaced",
+    "image_processor_class",
+    "processor_class",
+    "tensor_renaming",
+    "use_sdpa",
+    "with_any_video_processor",
+]
+
+
+def tensor_renaming(model: PreTrainedModel) -> Callable[[str], str]:
+    """A function that takes a tensor's name in a checkpoint's files, on-hub or in-memory, and returns its in-memory name."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    renamings = [item for item in get_model_conversion_mapping(model) if isinstance(item, WeightRenaming)]
+    expected = model.state_dict()
+
+    def rename(name: str) -> str:
+        target, _ = rename_source_key(name, renamings, [], model.base_model_prefix, expected)
+        return target
+
+    return rename
+
+
+def use_sdpa(config: PreTrainedConfig) -> None:
+    """Make layers that are built from a config compute attention by `scaled_dot_product_attention`."""
+    config._attn_implementation = "sdpa"
+
+
+@contextmanager
+def attention_replaced(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Make layers that use `scaled_dot_product_attention` compute attention by another function.
+
+    Args:
+        wrap: takes the original function and returns the other one. Both take the module; query, key and value [batch,
+            heads, length, width], where several query heads may share a key-value head; the mask or None; and keyword
+            arguments such as `scaling`. Both return the output [batch, length, heads, width], and the weights or None.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = wrap(ALL_ATTENTION_FUNCTIONS["sdpa"])
+    try:
+        yield
+    finally:
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # the original function, which this entry hid, applies again
+
+
+class LayerCache:
+    """The key-value cache of one layer as plain tensors [batch, heads, length, width], with the interface of attention."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def update(self, keys: Tensor, values: Tensor, _layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Append keys and values along the sequence, and return all of them."""
+        import torch
+
+        self.keys = torch.cat((self.keys, keys), dim=2)
+        self.values = torch.cat((self.values, values), dim=2)
+        return self.keys, self.values
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        """The layers of the cache, as in transformers; cross-attention looks up its keys and values as layer 0."""
+        return [self]
+
+
+class GraphState:
+    """Takes the place of the cache in `generate` if the model itself keeps its cache."""
+
+    is_compileable = False
+
+
+class StatefulGeneration(ABC):
+    """The methods that `generate` needs of a model that keeps its cache itself; a base class before `GenerationMixin`."""
+
+    main_input_name: ClassVar[str] = "input_ids"
+    base_model_prefix: ClassVar[str] = ""
+    _is_stateful: ClassVar[bool] = True
+
+    @abstractmethod
+    def repeat_rows(self, times: int) -> None:
+        """Called before `generate` repeats each row of the inputs `times` times, for beams or several answers."""
+
+    @abstractmethod
+    def reorder_rows(self, rows: np.ndarray) -> None:
+        """Called before a step; `rows` [batch] is, for each row, the row of the last step that it continues."""
+
+    @abstractmethod
+    def check_inputs(self, given: set[str]) -> None:
+        """Called with the names of the given inputs; raises ValueError if the model does not know one of them."""
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the model can generate: always true."""
+        return True
+
+    def get_experts_implementation(self) -> dict[str, str]:
+        """Implementations of mixtures of experts: none; `generate` asks every model for them."""
+        return {}
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        self.check_inputs({name for name, value in model_kwargs.items() if value is not None})
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **inputs: Any) -> Any:
+        self.repeat_rows(expand_size)
+        return super()._expand_inputs_for_generation(expand_size=expand_size, **inputs)  # type: ignore[misc]
+
+    def _reorder_cache(self, past_key_values: GraphState, beam_idx: Tensor) -> GraphState:
+        self.reorder_rows(beam_idx.numpy())
+        return past_key_values
+
+
+def image_processor_class(model_type: str) -> Any:
+    """The image processor class of transformers, with the Pillow backend, for a `model_type`.
+
+    Raises:
+        KeyError: if transformers has none.
+    """
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
+
+    return getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[model_type]["pil"])
+
+
+def processor_class(model_type: str) -> str:
+    """Name of the processor class of transformers, for text and images, for a `model_type`.
+
+    Raises:
+        KeyError: if transformers has none.
+    """
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES  # type: ignore[attr-defined]
+
+    name: str = PROCESSOR_MAPPING_NAMES[model_type]
+    return name
+
+
+def with_any_video_processor(base: Any) -> Any:
+    """Make a processor class that accepts any object as its video processor.
+
+    transformers' own check of the object fails without torchvision, because it cannot import the expected class.
+
+    Args:
+        base: transformers' processor class.
+    """
+
+    class Processor(base):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name == "video_processor":
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    return Processor

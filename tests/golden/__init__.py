@@ -1,0 +1,1 @@
+"""What conversions of the demo checkpoints give, byte by byte: no change may alter it unknowingly."""

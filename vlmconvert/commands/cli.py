@@ -1,0 +1,75 @@
+"""The command line. Heavy libraries are imported by the commands, not here, so that --help answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from manifests.errors import VlmConvertError
+from vlmconvert.commands import COMMANDS
+from vlmconvert.families import FAMILIES
+from vlmconvert.version import __version__
+
+__all__ = ["main"]
+
+
+class _Group(click.Group):
+    """Finds the commands by name, and reports every failure as one sentence with its exit code."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(dict.fromkeys(("convert", *FAMILIES.names, *COMMANDS)))
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            if name != "convert" and name not in FAMILIES:
+                return None
+            from vlmconvert.commands.convert import conversion_command
+
+            return conversion_command(name, None if name == "convert" else name)
+        module, _, attribute = COMMANDS[name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except VlmConvertError as error:
+            if context.params.get("debug"):
+                traceback.print_exc()
+            click.echo(f"vlmconvert: {error}", err=True)
+            sys.exit(error.exit_code)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as error:
+            if context.params.get("debug"):
+                traceback.print_exc()
+            reason = " ".join(str(error).split()) or type(error).__name__
+            click.echo(
+                f"vlmconvert: {type(error).__name__}: {reason}; run again as vlmconvert --debug ... for details",
+                err=True,
+            )
+            sys.exit(3)
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="""Convert a Hugging Face vision-language checkpoint into compressed, checked artifacts.
+
+    \b
+    Examples:
+      vlmconvert mllama --llm int4-awq --vision int8-ptq
+      vlmconvert mllama meta-llama/Llama-3.2-11B-Vision-Instruct -o llama-int4
+      vlmconvert run llama-int4 --image photo.jpg --prompt "What is in the image?"
+
+    Exit codes: 0 done, 1 a check failed, 2 bad input, 3 conversion failed.
+    """,
+)
+@click.version_option(__version__, prog_name="vlmconvert")
+@click.option("--debug", is_flag=True, help="Show a traceback if something fails.")
+def main(debug: bool) -> None:
+    """See the help."""

@@ -1,0 +1,1 @@
+"""Converting a checkpoint to an artifact: open, plan, build, validate, publish."""

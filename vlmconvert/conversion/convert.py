@@ -1,0 +1,300 @@
+"""Converting a checkpoint to an artifact: open, plan, build, validate and, when everything is complete, publish."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manifests.beside import MODEL_CARD_NAME, RUN_LOG_NAME
+from manifests.errors import BadInputError
+from manifests.files import write_atomically
+from manifests.io import write_manifest
+from manifests.model import Calibration, CalibrationSettings, Manifest, Settings, Source
+from passes.store import Store, library_versions
+from vlmconvert.console import Reporter, format_size
+from vlmconvert.conversion.build import Build, Contents
+from vlmconvert.conversion.disk import check_disk, on_one_disk, prune_store, store_limit
+from vlmconvert.conversion.forecast import Forecast, choose_resources, forecast
+from vlmconvert.conversion.helper import Helper
+from vlmconvert.conversion.machine import max_memory, measure_machine
+from vlmconvert.conversion.open import find_checkpoint, open_model
+from vlmconvert.conversion.plan import Plan, make_plan
+from vlmconvert.conversion.publish import Planned, check_output, publish, staging
+from vlmconvert.conversion.sample import calibration_samples, sketch_sample
+from vlmconvert.conversion.source import hash_source, source_sizes
+from vlmconvert.conversion.summary import folder_size, forecast_text, plan_notes, plan_table, result_table
+from vlmconvert.conversion.validate import Limits, validate
+from vlmconvert.conversion.workers import Check, LocalWorkers, Workers, connect, parse_cluster
+from vlmconvert.families.opened import OpenedModel
+from vlmconvert.options import read_options
+from vlmconvert.precisions import Side
+from vlmconvert.recipes.from_options import chosen_precisions, recipe_from_options
+from vlmconvert.recipes.recipe import Recipe, recipe_text
+from vlmconvert.targets import load_target
+
+if TYPE_CHECKING:
+    from passes.checkpoint import Checkpoint
+    from vlmconvert.targets.base import Target
+
+__all__ = ["Converted", "Request", "convert"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One conversion.
+
+    Attributes:
+        store: folder where finished steps are kept.
+        model: local folder or hub id; None is the demo checkpoint of the family.
+        family: name of the checkpoint's family; None finds the family from config.json.
+        target: name of the target that the artifact is made for.
+        precisions: side -> precision; None, or a side that is missing, takes the target's default.
+        pass_options: option of the precisions -> value; None takes the pass's default.
+        target_options: option of the target -> value; None takes its default.
+        calibration: settings of the calibration samples.
+        recipe: recipe that takes the place of `target`, `precisions`, the options and `calibration`.
+        output: folder to write; None names it after checkpoint, target and precisions.
+        workers: number of processes that compress blocks; None takes as many as fit the cores and the memory.
+        cluster: address of a cluster that makes the blocks; None makes them on this machine.
+        max_memory: limit for the memory of the conversion, such as 8GiB; None takes that of the environment, if there is
+            one.
+        revision: branch, tag or commit of a hub id.
+        token: access token for a gated hub id.
+        force: whether to replace a different artifact of vlmconvert at the output.
+        dry_run: whether to stop after the plan.
+        save_recipe: file to which the recipe is written.
+        validate: whether to compare the artifact with the checkpoint.
+        validation_samples: maximum number of held-out scenes for that comparison.
+        validation_time: maximum share of the conversion's time that the comparison takes, once it has taken a minute; 0
+            sets no limit.
+        max_kl: maximum mean KL divergence from the checkpoint that passes, in nats.
+        max_drop: maximum loss of accuracy that passes, in percentage points.
+    """
+
+    store: Path
+    model: str | None = None
+    family: str | None = None
+    target: str = "openvino"
+    precisions: Mapping[str, str | None] = field(default_factory=dict)
+    pass_options: Mapping[str, Any] = field(default_factory=dict)
+    target_options: Mapping[str, Any] = field(default_factory=dict)
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    recipe: Recipe | None = None
+    output: Path | None = None
+    workers: int | None = None
+    cluster: str | None = None
+    max_memory: str | None = None
+    revision: str | None = None
+    token: str | None = None
+    force: bool = False
+    dry_run: bool = False
+    save_recipe: Path | None = None
+    validate: bool = True
+    validation_samples: int = 200
+    validation_time: float = 0.25
+    max_kl: float = 1.0
+    max_drop: float = 1.0
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The result of a conversion.
+
+    Attributes:
+        output: folder of the artifact; after a dry run, the folder that would be written.
+        recipe: recipe of the artifact.
+        manifest: manifest of the artifact; None after a dry run.
+        seconds: seconds that the conversion took.
+    """
+
+    output: Path
+    recipe: Recipe
+    manifest: Manifest | None
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether no limit of the validation is broken."""
+        return self.manifest is None or all(item.passed for item in self.manifest.validation)
+
+
+def convert(request: Request, reporter: Reporter) -> Converted:
+    """Convert one checkpoint.
+
+    Raises:
+        BadInputError: if something is wrong with the input; raised before any work.
+        ConversionError: if a pass failed; the output is left as it was before.
+    """
+    start = time.monotonic()
+    limit, memory = store_limit(), max_memory(request.max_memory)
+    target = load_target(request.recipe.target if request.recipe else request.target)
+    target.check_installed()
+    if request.cluster is not None:
+        _check_cluster(request, target)
+    if request.recipe is None:
+        chosen_precisions(target, _asked(request))  # said before the checkpoint is opened, which takes seconds
+    family, checkpoint = find_checkpoint(request.model, request.family, request.revision, request.token)
+    with Helper() as helper, ExitStack() as cleanup:
+        store = Store(request.store, checkpoint.model)
+        store.remove_leftovers()
+        model = open_model(family, checkpoint, helper, store, reporter, target.traced)
+        recipe = request.recipe or _recipe(request, target, model)
+        plan = make_plan(recipe, target, model)
+        name = f"{Path(checkpoint.model).name}-{plan.label}"
+        output = request.output or Path(name)
+        reporter.table(plan_table(plan, checkpoint.dtype))
+        validated = request.validate and target.runnable
+        for line in plan_notes(plan):
+            reporter.say(line)
+        if validated != request.validate:
+            reporter.say(f"not validated: vlmconvert cannot run {target.title}")
+        environment = library_versions(*target.distributions_with(plan.options))
+        settings = Settings(options=plan.options, calibration=plan.calibration if plan.calibrates else None)
+        planned = Planned(
+            passes={item.component.name: item.lines for item in plan.components},
+            layers={item.component.name: item.layers for item in plan.components},
+            environment=environment,
+            sizes={file: size for item in plan.components for file, size in item.files.items()},
+            sources=source_sizes(checkpoint),
+            settings=settings,
+        )
+        check_output(output, checkpoint.folder, planned, request.force)
+        if request.save_recipe is not None:
+            write_atomically(request.save_recipe, recipe_text(recipe, plan.calibrates))
+        limits = Limits(request.validation_samples, request.validation_time, request.max_kl, request.max_drop)
+        samples = calibration_samples(plan, model)
+        sketch = None
+        if target.traced and (validated or plan.calibrates):
+            sketch = sketch_sample(model, samples, plan.calibration.sequence_length, helper, store, reporter)
+        cluster = cleanup.enter_context(_cluster(request, target, checkpoint, store)) if request.cluster else None
+        linked = on_one_disk(store.root, output.parent)
+        expect = partial(forecast, plan, model, sketch, measure_machine(), limits if validated else None, linked)
+        wanted = cluster.count if cluster else request.workers
+        blocks = max(len(item.component.blocks) for item in plan.components)
+        resources, expected = choose_resources(wanted, bool(cluster), blocks, memory, expect)
+        reporter.say(forecast_text(expected, resources))
+        if request.dry_run:
+            return Converted(output, recipe, None, time.monotonic() - start)
+        _check_disk(expected, plan, store, output.parent, linked)
+
+        source = hash_source(checkpoint, reporter)
+        model = model.completed()
+        with staging(output) as staged:
+            workers = cluster or LocalWorkers(resources.workers)
+            used = samples if plan.calibrates else None
+            build = Build(model, plan, used, source, store, workers, resources.at_once, helper, reporter)
+            contents = build.run(staged)
+            manifest = _manifest(build, contents, name, environment, settings)
+            write_manifest(manifest, staged)
+            if validated:
+                seconds = time.monotonic() - start
+                figures = validate(model, plan, manifest, staged, limits, seconds, memory, reporter)
+                manifest = manifest.model_copy(update={"validation": figures})
+                write_manifest(manifest, staged)
+            _write_model_card(manifest, target, staged)
+            publish(staged, output, checkpoint.folder, manifest, request.force, reporter.log)
+        prune_store(store, limit, reporter)
+    seconds = time.monotonic() - start
+    _write_run_log(output, seconds, contents)
+    reporter.table(result_table(manifest, plan, contents.seconds))
+    for item in manifest.validation:
+        if not item.passed:
+            reporter.say(
+                f"check failed: {item.metric} of the {item.component} is {item.value:g}, the limit is {item.threshold:g}"
+            )
+    reporter.say(f"{output}  ({format_size(folder_size(output))}, {seconds:.0f} s)")
+    return Converted(output, recipe, manifest, seconds)
+
+
+def _check_cluster(request: Request, target: Target) -> None:
+    """Refuse a cluster that cannot be used, before anything else is done."""
+    assert request.cluster is not None
+    parse_cluster(request.cluster)
+    if request.workers is not None:
+        raise BadInputError("--workers does not go with --cluster, whose workers are counted: leave it out")
+    if not target.traced:
+        raise BadInputError(f"--cluster does not go with --target {target.name}, which has no blocks: leave it out")
+
+
+def _cluster(request: Request, target: Target, checkpoint: Checkpoint, store: Store) -> AbstractContextManager[Workers]:
+    """Connect to the cluster of a request."""
+    assert request.cluster is not None
+    folder = checkpoint.folder.resolve()
+    files = {folder / name: size for name, size in source_sizes(checkpoint).items()}
+    return connect(request.cluster, Check.of(store, files, target.distributions))
+
+
+def _check_disk(expected: Forecast, plan: Plan, store: Store, place: Path, linked: bool) -> None:
+    """Refuse to start if the disks of the store and of the output have too little space left."""
+    if plan.target.stored:
+        copied = 0 if linked else plan.size_after
+        # What the store has of this checkpoint is either used, or can be removed.
+        check_disk({store.root: expected.disk - copied - store.size(), place: copied}, ("--store", "--output"))
+    else:
+        check_disk({place: expected.disk}, ("--output",))
+
+
+def _recipe(request: Request, target: Target, model: OpenedModel) -> Recipe:
+    """The recipe that the options of a request stand for."""
+    options = read_options(target.options, request.target_options, f"--target {target.name}")
+    return recipe_from_options(target, model, _asked(request), request.pass_options, options, request.calibration)
+
+
+def _asked(request: Request) -> dict[Side, str | None]:
+    """The precision that is asked for each side."""
+    sides: tuple[Side, ...] = ("language", "vision")
+    return {side: request.precisions.get(side) for side in sides}
+
+
+def _manifest(build: Build, contents: Contents, name: str, environment: dict[str, str], settings: Settings) -> Manifest:
+    """The manifest without figures of a validation."""
+    model, plan = build.model, build.plan
+    samples = build.samples
+    return Manifest(
+        name=name,
+        family=model.family.name,
+        target=plan.target.name,
+        source=Source(
+            model=model.checkpoint.model,
+            revision=model.checkpoint.revision,
+            architecture=model.family.architecture,
+            dtype=model.checkpoint.dtype,
+            files=list(build.source.files),
+        ),
+        components=contents.components,
+        assets=contents.assets,
+        calibration=None
+        if samples is None
+        else Calibration(
+            source=samples.source,
+            revision=samples.revision,
+            samples=len(samples.samples),
+            digest=samples.digest,
+            seed=samples.seed,
+        ),
+        validation=[],
+        environment=environment,
+        run_plan=contents.run_plan,
+        settings=settings,
+    )
+
+
+def _write_run_log(output: Path, seconds: float, contents: Contents) -> None:
+    log = {
+        "seconds": round(seconds, 1),
+        "components": {component: round(taken, 1) for component, taken in contents.seconds.items()},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_atomically(output / RUN_LOG_NAME, json.dumps(log, indent=2) + "\n")
+
+
+def _write_model_card(manifest: Manifest, target: Target, folder: Path) -> None:
+    from vlmconvert.conversion.model_card import model_card
+
+    model_card(manifest, target).save(folder / MODEL_CARD_NAME)

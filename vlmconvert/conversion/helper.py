@@ -1,0 +1,67 @@
+"""A process for work that needs torch and transformers, whose memory is free again when the process ends."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from concurrent.futures import wait
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from passes.compat.loky import end_processes
+
+if TYPE_CHECKING:
+    from loky import ProcessPoolExecutor
+
+__all__ = ["Helper"]
+
+T = TypeVar("T")
+_INTERVAL = 0.2  # seconds
+
+
+class Helper:
+    """A helper process; use it as a context manager, which ends the process."""
+
+    def __init__(self) -> None:
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(self, function: Callable[..., T], *arguments: Any, meanwhile: Callable[[], None] | None = None) -> T:
+        """Run a function in the process, which is started if it is not running.
+
+        Args:
+            function: the function.
+            arguments: its arguments.
+            meanwhile: called here from time to time until the function has returned, and once after it.
+        """
+        from loky import (
+            ProcessPoolExecutor,
+        )  # unlike multiprocessing, loky does not import the caller's script in the new process
+
+        if self._pool is None:
+            # The garbage collector takes a fifth of the time to import transformers; higher thresholds avoid this.
+            self._pool = ProcessPoolExecutor(1, initializer=gc.set_threshold, initargs=(100_000, 50, 100))
+        future = self._pool.submit(function, *arguments)
+        if meanwhile is not None:
+            while not wait([future], _INTERVAL).done:
+                meanwhile()
+            meanwhile()
+        result: T = future.result()
+        return result
+
+    def close(self, patient: bool = False) -> None:
+        """End the idle process.
+
+        Args:
+            patient: whether to let the process end by itself, which takes a second with torch; otherwise it is killed.
+        """
+        if self._pool is not None:
+            end_processes(self._pool, patient)
+            self._pool = None

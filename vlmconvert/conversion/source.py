@@ -1,0 +1,56 @@
+"""The files of a checkpoint with their hashes, on which the keys of all results in the store depend."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from manifests.files import file_record
+from manifests.model import FileRecord
+from passes.checkpoint import Checkpoint
+from passes.export.template import VERSION
+from passes.processor_files import source_names
+from passes.store import digest, library_versions
+from vlmconvert.console import Reporter, format_size
+from vlmconvert.families.opened import OpenedModel
+
+__all__ = ["Source", "hash_source", "source_sizes"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint's files.
+
+    Attributes:
+        files: path, size and SHA-256 of each file that a conversion reads.
+    """
+
+    files: tuple[FileRecord, ...]
+
+    def identity(self, model: OpenedModel) -> str:
+        """Digest of everything that all results depend on: the weights, the traces and the library versions."""
+        read = {"config.json", *model.checkpoint.weight_files}
+        hashes = [record.sha256 for record in self.files if record.path in read]
+        return digest(hashes, VERSION, model.templates.folder.name, library_versions())
+
+
+def source_sizes(checkpoint: Checkpoint) -> dict[str, int]:
+    """Path -> bytes of each file that a conversion reads."""
+    return {name: (checkpoint.folder / name).stat().st_size for name in source_names(checkpoint)}
+
+
+def hash_source(checkpoint: Checkpoint, reporter: Reporter) -> Source:
+    """Hash all files of a checkpoint, several at a time."""
+    sizes = source_sizes(checkpoint)
+    folder = checkpoint.folder
+    with (
+        ThreadPoolExecutor(os.cpu_count() or 1) as threads,
+        reporter.stage(f"hashing {format_size(sum(sizes.values()))} of the checkpoint", len(sizes)) as step,
+    ):
+        pending = {name: threads.submit(file_record, folder / name, folder) for name in sizes}
+        records = []
+        for name, future in pending.items():
+            records.append(future.result())
+            step(name)
+    return Source(tuple(records))

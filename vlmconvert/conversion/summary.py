@@ -1,0 +1,97 @@
+"""Tables of a conversion on the terminal: the plan before the work, the result after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.table import Table
+
+from manifests.model import Manifest
+from vlmconvert.console import format_size, format_time
+from vlmconvert.conversion.forecast import Forecast, Resources
+from vlmconvert.conversion.plan import Plan
+
+__all__ = ["folder_size", "forecast_text", "plan_notes", "plan_table", "result_table"]
+
+
+def plan_table(plan: Plan, dtype: str) -> Table:
+    """Table of the plan: passes and sizes of every component.
+
+    Args:
+        plan: the plan.
+        dtype: dtype of the checkpoint's weights.
+    """
+    table = Table(title=f"Plan ({dtype} checkpoint)", title_justify="left")
+    for column in ("component", "precision", "blocks", "passes"):
+        table.add_column(column, overflow="fold")
+    for column in ("size before", "after (about)"):
+        table.add_column(column, justify="right")
+    for item in plan.components:
+        sizes = (format_size(item.size_before), format_size(item.size_after))
+        blocks = str(len(item.component.blocks))
+        table.add_row(item.component.name, item.precision, blocks, "\n".join(item.lines), *sizes)
+    return table
+
+
+def plan_notes(plan: Plan) -> Iterator[str]:
+    """Yield notes on the plan: layers with other precisions, fallbacks, unused tensors."""
+    for item in plan.components:
+        for layer, precision in item.layers.items():
+            yield f"layer {layer}: {precision}"
+        for fallback in item.fallbacks:
+            yield f"fallback: {fallback}"
+    if plan.unused_tensors:
+        yield f"not used: {len(plan.unused_tensors)} tensors of the checkpoint, such as {plan.unused_tensors[0]}"
+
+
+def forecast_text(expected: Forecast, resources: Resources) -> str:
+    """What a conversion is expected to take, if it finds nothing in the store."""
+    workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
+    return (
+        f"expected with {workers}: up to {expected.memory / 2**30:.1f} GiB of memory and {format_size(expected.disk)} of disk "
+        f"space, about {format_time(expected.seconds)}; less for what the store has"
+    )
+
+
+def result_table(manifest: Manifest, plan: Plan, seconds: Mapping[str, float]) -> Table:
+    """Table of the result: sizes, figures and time of every component."""
+    table = Table(title=manifest.name, title_justify="left")
+    table.add_column("component")
+    table.add_column("precision")
+    for column in ("size before", "after", "KL", "accuracy before", "after", "time"):
+        table.add_column(column, justify="right")
+
+    def kl(component: str) -> str:
+        values = [item.value for item in manifest.validation if item.metric == "kl" and item.component == component]
+        return f"{values[0]:.2g}" if values else "-"
+
+    for record, item in zip(manifest.components, plan.components, strict=True):
+        table.add_row(
+            record.name,
+            record.precision,
+            format_size(item.size_before),
+            format_size(sum(file.size for file in record.files)),
+            kl(record.name),
+            "",
+            "",
+            f"{seconds[record.name]:.1f} s",
+        )
+    accuracy = next((item for item in manifest.validation if item.metric == "exact_match"), None)
+    table.add_section()
+    table.add_row(
+        "artifact",
+        "",
+        format_size(sum(item.size_before for item in plan.components)),
+        format_size(sum(file.size for record in manifest.components for file in record.files)),
+        kl("artifact"),
+        f"{accuracy.reference:.1%}" if accuracy and accuracy.reference is not None else "-",
+        f"{accuracy.value:.1%}" if accuracy else "-",
+        f"{sum(seconds.values()):.1f} s",
+    )
+    return table
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files in a folder and its subfolders."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,1 @@
+"""mllama (Llama 3.2 Vision)."""

@@ -1,0 +1,97 @@
+"""mllama (Llama 3.2 Vision): the features of image tiles enter the language model through cross-attention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from passes.ascend.family import AscendFamily, CrossAttention, VisionStack
+from passes.vocabulary import Component
+from vlmconvert.families.base import Family
+from vlmconvert.families.mllama.language_model import language_model
+from vlmconvert.families.mllama.vision_encoder import vision_encoder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from passes.validate.model import Model
+
+__all__ = ["FAMILY", "Mllama", "image_positions"]
+
+
+class Mllama(Family):
+    """mllama."""
+
+    def components(self, config: dict[str, Any]) -> tuple[Component, ...]:
+        """The vision encoder and the language model."""
+        return (vision_encoder(config), language_model(config))
+
+    def inputs(self, processed: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
+        """See `vlmconvert.families.mllama.inputs.inputs`."""
+        from vlmconvert.families.mllama.inputs import inputs
+
+        return inputs(processed, config)
+
+    def next_inputs(self, previous: dict[str, np.ndarray], tokens: np.ndarray) -> dict[str, np.ndarray]:
+        from vlmconvert.families.mllama.inputs import next_inputs
+
+        return next_inputs(previous, tokens)
+
+    def image_token(self, config: dict[str, Any]) -> int:
+        return int(config["image_token_index"])
+
+    def image_sizes(self, config: dict[str, Any]) -> list[tuple[int, int]]:
+        """One size for each number of tiles that an image can be cut into."""
+        vision = config["vision_config"]
+        size: int = vision["image_size"]
+        return [(size * count, size) for count in range(1, vision["max_num_tiles"] + 1)]
+
+    def image_tokens(self, config: dict[str, Any]) -> int:
+        """1, because the image features enter through cross-attention."""
+        return 1
+
+    def reference(self, folder: Path) -> Model:
+        from vlmconvert.families.mllama.reference import Reference
+
+        return Reference(folder)
+
+
+def image_positions(config: dict[str, Any]) -> int:
+    """Maximum number of features per image: all patches of all tiles, and one class token for each tile."""
+    vision = config["vision_config"]
+    tiles: int = vision["max_num_tiles"]
+    return tiles * ((vision["image_size"] // vision["patch_size"]) ** 2 + 1)
+
+
+FAMILY = Mllama(
+    name="mllama",
+    architecture="MllamaForConditionalGeneration",
+    processor_outputs=(
+        "input_ids",
+        "attention_mask",
+        "cross_attention_mask",
+        "pixel_values",
+        "aspect_ratio_ids",
+        "aspect_ratio_mask",
+    ),
+    sequence_inputs=("input_ids", "attention_mask", "cross_attention_mask"),
+    ascend=AscendFamily(
+        script="mllama",
+        frames=0,
+        dtypes=("bfloat16",),
+        runtimes=("mindie",),
+        image_key="image_token_index",
+        notes=(
+            "mindie: it loads these weights, and its own table of models lists mllama in bfloat16 only",
+            "vllm-ascend: vLLM has dropped mllama (vllm-project/vllm#24907)",
+        ),
+        name_prefixes=("vision_model.", "multi_modal_projector.", "language_model.model.", "language_model.lm_head."),
+        vision_stacks=(
+            VisionStack("vision_model.transformer.layers"),
+            VisionStack("vision_model.global_transformer.layers", "num_global_layers"),
+        ),
+        projector=("multi_modal_projector",),
+        cross_attention=CrossAttention("cross_attention_layers", "cross_attn", image_positions),
+    ),
+    demo=Path(__file__).parents[2] / "demo" / "mllama",
+)

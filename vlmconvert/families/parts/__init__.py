@@ -1,0 +1,1 @@
+"""Components, processors and references that several families share."""

@@ -1,0 +1,1 @@
+"""Measuring artifacts and checkpoints: speed, answers, descriptions, the error of each block."""

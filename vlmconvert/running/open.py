@@ -1,0 +1,38 @@
+"""Opening a finished artifact to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from manifests.io import read_manifest
+from vlmconvert.families import load_family
+from vlmconvert.targets import load_target
+
+if TYPE_CHECKING:
+    from vlmconvert.targets.runner import ArtifactRunner
+
+__all__ = ["open_runner"]
+
+
+def open_runner(
+    folder: Path,
+    device: str = "CPU",
+    ov_config: Mapping[str, Any] | None = None,
+    cache_dir: Path | None = None,
+) -> ArtifactRunner:
+    """Open an artifact of any target, so that it can be run; an artifact for Ascend runs in torch, without an NPU.
+
+    Args:
+        folder: the artifact.
+        device: device name of the artifact's runtime.
+        ov_config: options of that runtime.
+        cache_dir: folder where OpenVINO keeps compiled models.
+
+    Raises:
+        BadInputError: if the folder is not an artifact, or its runtime does not have the device or an option.
+    """
+    manifest = read_manifest(folder)
+    family = load_family(manifest.family)
+    return load_target(manifest.target).open_runner(folder, manifest, family, device, ov_config or {}, cache_dir)

@@ -1,0 +1,1 @@
+"""W8A16 weights for Ascend NPUs."""
