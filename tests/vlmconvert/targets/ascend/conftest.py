@@ -17,8 +17,8 @@ def _shared_msmodelslim(shared_helper):
     """One process for the conversions by msmodelslim: to import it takes longer than they do."""
     run, theirs = Helper.run, Helper()
 
-    def shared(helper, function, *arguments):
-        return run(theirs if function is calibrate else helper, function, *arguments)
+    def shared(helper, function, *arguments, **options):
+        return run(theirs if function is calibrate else helper, function, *arguments, **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Helper, "run", shared)
