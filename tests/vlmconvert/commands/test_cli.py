@@ -87,11 +87,11 @@ def test_bad_input_is_one_sentence_and_exit_2(options, message, store, tmp_path)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_is_refused_before_work(store, tmp_path, monkeypatch):
+def test_a_full_disk_is_refused_before_work(tmp_path, monkeypatch):
     import shutil
 
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(1, 1, 1000))
-    result = vlmconvert("mllama", *FLOAT, "-o", tmp_path / "out", "--store", store)
+    result = vlmconvert("mllama", *FLOAT, "-o", tmp_path / "out", "--store", tmp_path / "store")
     assert result.exit_code == 2
     assert re.search(
         r"has 1 kB free, and the conversion needs about [\d.]+ MB: free some space, or choose another", result.output

@@ -23,8 +23,8 @@ class OpenvinoRuntime:
 
     Args:
         device: OpenVINO device name; AUTO is the first GPU or, without a GPU, the CPU.
-        ov_config: OpenVINO compile options. By default, graphs are computed in the precision in which they are stored
-            (`EXECUTION_MODE_HINT` ACCURACY), so that figures do not depend on what the processor supports.
+        ov_config: OpenVINO compile options. By default, activations are float32 (`EXECUTION_MODE_HINT` ACCURACY), so that
+            figures do not depend on what the processor supports.
         cache_dir: folder where OpenVINO keeps compiled models.
 
     Raises:
@@ -39,6 +39,9 @@ class OpenvinoRuntime:
         self._core = ov.Core()
         self.device = resolve_device(self._core, device)
         self._options = {"EXECUTION_MODE_HINT": "ACCURACY", **(ov_config or {})}
+        if self.device == "CPU" and "EXECUTION_MODE_HINT" not in (ov_config or {}):
+            # With the hint alone, a CPU that knows float16 decompresses weights in it, outside its fused layers.
+            self._options.setdefault("INFERENCE_PRECISION_HINT", "f32")
         if cache_dir is not None:
             self._options["CACHE_DIR"] = str(cache_dir)
 
