@@ -31,7 +31,7 @@ class TorchBlocks:
     """
 
     def __init__(self, checkpoint: Checkpoint, names: dict[str, str], config: dict[str, Any], keep: int = 0) -> None:
-        self._checkpoint, self._names, self._config = checkpoint, names, config
+        self._checkpoint, self._names, self.config = checkpoint, names, config
         self._left = keep
         self._kept: dict[tuple[str, str], torch.nn.Module] = {}
 
@@ -39,7 +39,7 @@ class TorchBlocks:
         """See `BlockModels`; of large embeddings only the rows are read that are looked up, and a large LM head in pieces."""
         key = (component.name, block.name)
         kind = component.kinds[block.kind]
-        module = self._kept.get(key) or kind.make_module(self._config)
+        module = self._kept.get(key) or kind.make_module(self.config)
         shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
         bound = block.bound(shapes).tensors
         table = large_table(block, shapes)

@@ -147,7 +147,8 @@ def whole(samples: int, validation_samples: int, workers: str) -> None:
         convert(f"int4-awq, int8-ptq, {samples} samples, {count} workers", folder, *options, look=_use)
     options = ("--llm", "int4", "--vision", "int8", "--workers", 2, "--no-validate")
     convert("int4, int8 for ONNX, 2 workers", folder, "--target", "onnx", *options)
-    convert("w8a16 for Ascend, 2 workers", folder, "--target", "ascend", "--llm", "w8a16", "--workers", 2)
+    ascend = ("--target", "ascend", "--llm", "w8a16", "--workers", 2, *validation)
+    convert("w8a16 for Ascend, 2 workers", folder, *ascend)
 
 
 def _use(artifact: Path) -> None:

@@ -81,7 +81,7 @@ def validate(
 
     start = time.monotonic()
     samples = list(load_samples("scenes", limits.samples, split=Split.TEST).samples)
-    blocks = None if fits_whole(model, plan.size_after, memory) else plan.target.blocks(folder, manifest)
+    blocks = None if fits_whole(model, plan.size_after, memory) else plan.target.blocks(folder, manifest, model.family)
     compared = (
         _compare_whole(model, plan, manifest, folder, samples, reporter)
         if blocks is None

@@ -69,12 +69,12 @@ def block_errors(
 
 
 def artifact_blocks(folder: Path, manifest: Manifest) -> BlockModels | None:
-    """The blocks of a finished artifact; None if its target has no graphs that can be cut into blocks."""
-    return load_target(manifest.target).blocks(folder, manifest)
+    """The blocks of a finished artifact; None if its target cannot cut it into blocks."""
+    return load_target(manifest.target).blocks(folder, manifest, load_family(manifest.family))
 
 
 def _blocks(folder: Path, manifest: Manifest) -> BlockModels:
     blocks = artifact_blocks(folder, manifest)
     if blocks is None:
-        raise BadInputError(f"{folder} has no graphs that can be cut into blocks: compare artifacts that have graphs")
+        raise BadInputError(f"{folder} cannot be cut into blocks: compare artifacts of another target")
     return blocks

@@ -283,7 +283,7 @@ class Target(ABC):
         """
         raise BadInputError(f"{folder} is {self.title}, which vlmconvert cannot run: use its own runtime")
 
-    def blocks(self, folder: Path, manifest: Manifest) -> BlockModels | None:
+    def blocks(self, folder: Path, manifest: Manifest, family: Family) -> BlockModels | None:
         """The blocks of an artifact, to compute them one by one; None if its components cannot be cut into blocks."""
         return None
 

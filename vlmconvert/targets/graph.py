@@ -150,7 +150,7 @@ class GraphTarget(Target):
         graphs = {record.name: self.graph_file(folder, record) for record in manifest.components}
         return GraphRunner(folder, manifest, family, graphs, self.open_runtime(device, config, cache_dir))
 
-    def blocks(self, folder: Path, manifest: Manifest) -> BlockModels | None:
+    def blocks(self, folder: Path, manifest: Manifest, family: Family) -> BlockModels | None:
         return self.block_models({record.name: self.graph_file(folder, record) for record in manifest.components})
 
     def verify(self, folder: Path, manifest: Manifest, family: Family, damaged: set[str]) -> Iterator[Finding]:

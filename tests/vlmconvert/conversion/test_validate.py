@@ -8,6 +8,7 @@ from tests.conftest import vlmconvert
 from vlmconvert.conversion import validate
 
 INT4 = ("--llm", "int4", "--vision", "int8", "--max-drop", "100")
+OPTIONS = {"openvino": INT4, "onnx": INT4, "ascend": ("--llm", "w8a16")}
 
 
 def figures(folder):
@@ -15,9 +16,9 @@ def figures(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "target"), [("mllama", "openvino"), ("llava", "onnx")])
+@pytest.mark.parametrize(("family", "target"), [("mllama", "openvino"), ("llava", "onnx"), ("mllama", "ascend")])
 def test_block_by_block_has_the_figures_of_the_whole(family, target, store, tmp_path, monkeypatch):
-    options = ("--target", target, *INT4, "--validation-samples", 12, "--store", store)
+    options = ("--target", target, *OPTIONS[target], "--validation-samples", 12, "--store", store)
     whole = vlmconvert(family, *options, "-o", tmp_path / "whole")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})())
     blocks = vlmconvert(family, *options, "-o", tmp_path / "blocks")

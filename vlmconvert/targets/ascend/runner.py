@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from manifests.model import Manifest
     from vlmconvert.families.base import Family
 
-__all__ = ["DequantizedRunner", "dequantized_model"]
+__all__ = ["DequantizedRunner", "dequantized_blocks", "dequantized_model"]
 
 
 def dequantized_model(folder: Path, family: Family, keep: int = 0) -> StreamedModel:
-    """Open an artifact with the interface of the validation passes.
+    """Open an artifact with the interface of the validation passes; see `dequantized_blocks`."""
+    blocks = dequantized_blocks(folder, family, keep)
+    config = blocks.config
+    return StreamedModel(blocks, config, family.components(config), family.inputs, family.next_inputs)
+
+
+def dequantized_blocks(folder: Path, family: Family, keep: int = 0) -> TorchBlocks:
+    """Open the blocks of an artifact.
 
     Args:
         folder: the artifact.
@@ -39,8 +46,7 @@ def dequantized_model(folder: Path, family: Family, keep: int = 0) -> StreamedMo
     check_tied(family, architecture.config, architecture.names, artifact)
     # The config of an Ascend artifact lacks the small tensors that other targets write into it.
     config = complete_config(family, architecture.config, architecture.names, artifact)
-    blocks = TorchBlocks(artifact, architecture.names, config, keep)
-    return StreamedModel(blocks, config, family.components(config), family.inputs, family.next_inputs)
+    return TorchBlocks(artifact, architecture.names, config, keep)
 
 
 class DequantizedRunner(ArtifactRunner):

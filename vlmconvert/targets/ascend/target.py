@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from manifests.verify import Finding
     from passes.ascend.family import AscendFamily
     from passes.ascend.w8a16 import CompressW8A16Pass
+    from passes.chain import BlockModels
     from passes.tensor_pass import MadeTensor, Tensors
     from passes.validate.model import Model
     from vlmconvert.families.base import Family
@@ -138,6 +139,11 @@ class AscendTarget(TensorTarget):
                 f"{folder} is for Ascend and runs in torch on this machine: leave out --device, --ov-config and --cache-dir"
             )
         return DequantizedRunner(folder, manifest, family)
+
+    def blocks(self, folder: Path, manifest: Manifest, family: Family) -> BlockModels:
+        from vlmconvert.targets.ascend.runner import dequantized_blocks
+
+        return dequantized_blocks(folder, family)
 
     def verify(self, folder: Path, manifest: Manifest, family: Family, damaged: set[str]) -> Iterator[Finding]:
         return self.verify_foreign(folder, family)
