@@ -122,7 +122,7 @@ def forecast(
         done += part.size_after
     copies = 2 if plan.target.stored and not (plan.target.links and linked) else 1
     disk = max(disk, copies * plan.target.disk(plan.components, plan.options))
-    if limits is not None and sketch is not None:
+    if limits is not None:
         used, taken = _validation(plan, model, sketch, machine, resources.memory, limits, seconds)
         memory, seconds = max(memory, used), seconds + taken
     return Forecast(int(memory), int(disk), seconds)
@@ -216,7 +216,7 @@ def _chain(
 def _validation(
     plan: Plan,
     model: OpenedModel,
-    sketch: Sketch,
+    sketch: Sketch | None,
     machine: Machine,
     limit: int | None,
     limits: Limits,
@@ -226,15 +226,15 @@ def _validation(
     size = sum(4 * info.size for info in model.checkpoint.tensors.values())
     batches = ceil(limits.samples / BATCH)
     longest = max(MINUTE, limits.share * seconds) if limits.share else float("inf")
-    operations = sum(block.operations for block in sketch.blocks)
+    # Without a sketch, only the weights are known, which take most of the time and memory of large models.
+    operations = sum(block.operations for block in sketch.blocks) if sketch is not None else 0
     if fits_whole(model, plan.size_after, limit):
         once = min(BATCH, limits.samples) * 2 * operations / machine.multiply
         memory = size + 1.5 * plan.size_after
         fixed = (size + plan.size_after) / _FLOW
     else:
-        vision = sum(
-            sketch.operations(part.component.name) for part in plan.components if part.component.side == "vision"
-        )
+        seen = [part.component.name for part in plan.components if part.component.side == "vision"]
+        vision = sum(map(sketch.operations, seen)) if sketch is not None else 0
         # Each model computes the vision side once, and the language side twice.
         once = 2 * (2 * operations - vision) / machine.multiply + 3 * size / _LOADED
         memory = 0.0
@@ -242,7 +242,7 @@ def _validation(
             sizes = _Blocks(model, part)
             blocks = [block for block in part.component.blocks if block.name not in sizes.large]
             memory = max(memory, _COMPUTE * max((sizes.in_memory(block.name) for block in blocks), default=0))
-        memory += 2 * max(block.kept for block in sketch.blocks)
+        memory += 2 * max(block.kept for block in sketch.blocks) if sketch is not None else 0
         fixed, batches = 0.0, limits.samples
     return _VALIDATING + memory, fixed + min(batches * once, max(once, longest - fixed))
 
