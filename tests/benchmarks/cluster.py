@@ -27,6 +27,9 @@ from distributed import Client, Scheduler
 from tests.benchmarks.random_mllama import write_random_mllama
 
 _DASK = Path(sys.executable).with_name("dask")
+# Seconds after which workers have told the scheduler what they did.
+_HEARTBEAT = 3
+_IN_TASKS = {("thread-cpu", "seconds"), ("thread-noncpu", "seconds")}
 _LOCAL = ("--no-dashboard", "--host", "127.0.0.1")
 
 
@@ -51,8 +54,12 @@ def cluster(workers: int, folder: Path) -> Iterator[str]:
 
 
 def block_seconds(dask_scheduler: Scheduler) -> float:
-    """Seconds that all workers together have spent in tasks."""
-    return sum(prefix.all_durations.get("compute", 0.0) for prefix in dask_scheduler.task_prefixes.values())
+    """Seconds that all workers together have spent in tasks: on the processor, or waiting in the task."""
+    return sum(
+        value
+        for key, value in dask_scheduler.cumulative_worker_metrics.items()
+        if isinstance(key, tuple) and key[0] == "execute" and key[-2:] in _IN_TASKS
+    )
 
 
 @click.command(help=__doc__)
@@ -75,6 +82,7 @@ def main(layers: int, samples: int, workers: str, work: Path) -> None:
             start = time.monotonic()
             output = subprocess.run(command, check=True, capture_output=True, text=True).stderr
             wall = time.monotonic() - start
+            time.sleep(_HEARTBEAT)
             with Client(address.replace("dask://", "tcp://")) as client:
                 in_blocks = client.run_on_scheduler(block_seconds)
         stages = re.findall(

@@ -12,10 +12,12 @@ import platform
 import re
 import secrets
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,6 +142,22 @@ def _unordered(count: int, tasks: Iterator[Any]) -> Iterator[Any]:
     return results
 
 
+def _ahead(submit: Callable[..., Callable[[], Any]], tasks: Iterator[Any]) -> Iterator[Any]:
+    """Run tasks on the only worker of a cluster: joblib would run them in this process.
+
+    Args:
+        submit: gives a function with its arguments to the cluster; returns a function that waits for the result.
+        tasks: the tasks; the next one is prepared while the worker has one.
+    """
+    pending: deque[Callable[[], Any]] = deque()
+    for task, given, named in tasks:
+        pending.append(submit(task, *given, **named))
+        if len(pending) > 1:
+            yield pending.popleft()()
+    while pending:
+        yield pending.popleft()()
+
+
 class _DaskWorkers(Workers):
     """The workers of a Dask cluster. A task whose worker dies is given to another one by the scheduler."""
 
@@ -168,6 +186,10 @@ class _DaskWorkers(Workers):
     def run(self, tasks: Iterator[Any]) -> Iterator[Any]:
         from joblib import parallel_config
 
+        if self.count == 1:
+            return _ahead(
+                lambda task, *given, **named: self._client.submit(task, *given, pure=False, **named).result, tasks
+            )
         with parallel_config(backend="dask", client=self._client, wait_for_workers_timeout=_WAIT):
             return _unordered(self.count, tasks)
 
@@ -189,13 +211,27 @@ class _RayWorkers(Workers):
         return (RayError,)
 
     def run(self, tasks: Iterator[Any]) -> Iterator[Any]:
+        import ray
         from joblib import Parallel, parallel_config
 
+        if self.count == 1:
+            remote = ray.remote(num_cpus=1)(_call)
+
+            def submit(*given: Any, **named: Any) -> Callable[[], Any]:
+                return partial(ray.get, remote.remote(*given, **named))
+
+            yield from _ahead(submit, tasks)
+            return
         with parallel_config(backend="ray", n_jobs=self.count, ray_remote_args={"num_cpus": 1}):
             parallel = Parallel(batch_size=1)
         with parallel:
             while batch := list(islice(tasks, 2 * self.count)):
                 yield from parallel(batch)
+
+
+def _call(task: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """Ray takes only functions written in Python."""
+    return task(*given, **named)
 
 
 def _refuse(address: str, found: Mapping[Any, Any]) -> None:

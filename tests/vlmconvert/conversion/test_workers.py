@@ -132,8 +132,15 @@ def test_dask_workers_give_results_as_they_finish(check):
         assert sorted([first, *results]) == [0, 1, 4, 9, 16, 25]
 
 
+def test_the_only_worker_of_a_cluster_gets_the_work(check):
+    with dask_cluster(n_workers=1, threads_per_worker=1) as address, connect(address, check) as found:
+        threads = set(found.run(delayed(threading.get_ident)() for _ in range(3)))
+    assert threading.get_ident() not in threads
+
+
 @pytest.mark.slow
-def test_ray_workers_give_the_same_results(check, monkeypatch):
+@pytest.mark.parametrize("cores", [1, 2])
+def test_ray_workers_give_the_same_results(cores, check, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ports = []
     for _ in range(2):
@@ -141,14 +148,22 @@ def test_ray_workers_give_the_same_results(check, monkeypatch):
             free.bind(("127.0.0.1", 0))
             ports.append(free.getsockname()[1])
     ray = Path(sys.executable).with_name("ray")
-    options = ("--num-cpus", 2, "--include-dashboard=false", "--disable-usage-stats", "--node-ip-address", "127.0.0.1")
+    options = (
+        "--num-cpus",
+        cores,
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+        "--node-ip-address",
+        "127.0.0.1",
+    )
     head = (ray, "start", "--head", "--block", "--port", ports[0], "--ray-client-server-port", ports[1], *options)
     address = f"ray://127.0.0.1:{ports[1]}"
     with started(head):
         until(lambda: socket.socket().connect_ex(("127.0.0.1", ports[1])) == 0)
         with connect(address, check) as found:
-            assert (found.count, found.remote) == (2, True)
+            assert (found.count, found.remote) == (cores, True)
             assert sorted(found.run(delayed(pow)(number, 2) for number in range(6))) == [0, 1, 4, 9, 16, 25]
+            assert os.getpid() not in found.run(delayed(os.getpid)() for _ in range(2))
         other = Check({"numpy": "0.1"}, check.secret, {})
         with pytest.raises(BadInputError, match=r"has numpy .* where this machine has 0\.1"), connect(address, other):
             pass
