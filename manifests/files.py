@@ -34,6 +34,7 @@ __all__ = [
     "read_record",
     "remove_tree",
     "sha256_file",
+    "sync_tree",
     "write_atomically",
     "write_hashed",
     "write_json",
@@ -128,6 +129,34 @@ def remove_tree(folder: Path) -> None:
         function(path)
 
     shutil.rmtree(folder, onerror=writable)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make sure that a folder's files are on the disk, so that they survive a power cut.
+
+    Raises:
+        OSError: if they are not, because the disk is full or broken.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    _sync_folders(folder)
+
+
+def _sync_folders(folder: Path) -> None:
+    """Make sure that the names in a folder, in its subfolders and in its parent are on the disk."""
+    if os.name == "nt":  # Windows has no such call for folders
+        return
+    for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder, folder.parent):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:

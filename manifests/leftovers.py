@@ -5,17 +5,55 @@ from __future__ import annotations
 import os
 import re
 import socket
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from manifests.files import remove_tree
+from manifests.files import UNFINISHED, remove_tree
 
-__all__ = ["is_left", "remove_leftovers", "temporary_prefix"]
+__all__ = ["is_left", "remove_leftovers", "remove_own", "scratch_folder", "temporary_folder", "temporary_prefix"]
 
 # Only characters that every library takes in a path.
 _WRITER = re.compile(r"^(?P<pid>\d+)\.(?P<place>[\w-]*)\.")
 _WEEK = 7 * 24 * 3600
+# The temporary folders that this process has now.
+_own: set[Path] = set()
+
+
+@contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make a folder with a temporary name, which is removed at the end if it still has that name.
+
+    Args:
+        parent: an existing folder.
+        prefix: beginning of the name.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=temporary_prefix(prefix), dir=parent))
+    _own.add(folder)
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            remove_tree(folder)
+        _own.discard(folder)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a temporary folder in the system's place for them, and remove those that killed processes have left there."""
+    parent = Path(tempfile.gettempdir())
+    remove_leftovers(parent, UNFINISHED)
+    with temporary_folder(parent, UNFINISHED) as folder:
+        yield folder
+
+
+def remove_own() -> None:
+    """Remove all temporary folders of this process, which is about to end without leaving their `with` blocks."""
+    for folder in list(_own):
+        with suppress(OSError):
+            remove_tree(folder)
 
 
 def temporary_prefix(prefix: str) -> str:

@@ -327,7 +327,7 @@ class FloatChain:
         component, node = self._nodes[number]
         what = f"block {node.name}" if isinstance(node, Block) else "inputs"
         run = partial(self._run, number, blocks=blocks, look=look)
-        self.store.get_or_make(self._key(number), run, f"activations of {component.name}, {what}")
+        self.store.get_or_make(self._key(number), run, f"activations of {component.name}, {what}", lasting=False)
         self._made.add(number)
         self._drop()
 

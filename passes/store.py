@@ -1,8 +1,9 @@
 """The store: results of passes, kept by the hash of everything that they depend on.
 
-An entry is a folder. It is made under a temporary name and renamed when it is complete, so the store holds only finished
-results and never a failure. After a run was killed, the next one finds what had been finished. The time of the last change of
-an entry's folder is that of its last use.
+An entry is a folder. It is made under a temporary name, flushed to the disk and renamed when it is complete, so the store holds
+only finished results and never a failure. After a run was killed, the next one finds what had been finished. Checksums lie
+beside an entry: every process compares them before it uses the entry for the first time, and a damaged entry is made again.
+The time of the last change of an entry's folder is that of its last use.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,14 +19,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from manifests.files import remove_tree
-from manifests.leftovers import remove_leftovers, temporary_prefix
+from manifests.files import remove_tree, sync_tree
+from manifests.leftovers import remove_leftovers, temporary_folder
 
 __all__ = ["Entry", "Store", "default_store", "digest", "library_versions"]
 
 # Beginning of the names of folders that will be entries.
 _TEMPORARY = ".making-"
 # Libraries whose version can change a result.
+_CHUNK = 1 << 20
+# Entries that this process has made or compared with their checksums.
+_intact: set[Path] = set()
 _LIBRARIES = ("numpy", "nncf", "openvino", "pillow", "safetensors", "torch", "transformers")
 
 
@@ -90,9 +93,22 @@ class Store:
         return self.root / key[:2] / key
 
     def __contains__(self, key: str) -> bool:
-        return self.path(key).is_dir()
+        """Whether the store has an intact entry; a damaged one is removed."""
+        entry = self.path(key)
+        if not entry.is_dir():
+            return False
+        if entry not in _intact:
+            try:
+                expected = json.loads(self._checksums(key).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                expected = None
+            if expected != _digests(entry):
+                self.remove(key)
+                return False
+            _intact.add(entry)
+        return True
 
-    def get_or_make(self, key: str, make: Callable[[Path], None], what: str = "") -> Path:
+    def get_or_make(self, key: str, make: Callable[[Path], None], what: str = "", lasting: bool = True) -> Path:
         """The entry of `key`; if it does not exist, `make` fills an empty folder, which becomes the entry.
 
         If `make` raises an exception, nothing is stored.
@@ -101,35 +117,38 @@ class Store:
             key: the key.
             make: takes the empty folder.
             what: what the entry is, in a few words, for people who look at the store.
+            lasting: whether the entry must survive a power cut; to wait for the disk takes long for what is removed soon.
         """
         entry = self.path(key)
-        if entry.is_dir():
+        if key in self:
             with suppress(OSError):  # of another user
                 os.utime(entry)
             return entry
         entry.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(_TEMPORARY), dir=entry.parent))
-        try:
+        with temporary_folder(entry.parent, _TEMPORARY) as temporary:
             make(temporary)
             if what:
                 self._label(key).write_text(self._owned(what), encoding="utf-8")
+            self._checksums(key).write_text(json.dumps(_digests(temporary)), encoding="utf-8")
+            if lasting:
+                sync_tree(temporary)
             try:
                 os.rename(temporary, entry)
             except OSError:
                 # Another process finished the same entry first; both are equal.
                 if not entry.is_dir():
                     raise
-        finally:
-            with suppress(OSError):
-                remove_tree(temporary)
+        _intact.add(entry)
         return entry
 
     def remove(self, key: str) -> None:
         """Remove an entry, if it exists."""
+        _intact.discard(self.path(key))
         with suppress(OSError):
             remove_tree(self.path(key))
-        with suppress(OSError):
-            self._label(key).unlink()
+        for beside in (self._label(key), self._checksums(key)):
+            with suppress(OSError):
+                beside.unlink()
 
     def entries(self) -> list[Entry]:
         """All entries; the one that was used last comes last."""
@@ -179,3 +198,21 @@ class Store:
 
     def _label(self, key: str) -> Path:
         return self.root / key[:2] / f"{key}.txt"
+
+    def _checksums(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.json"
+
+
+def _digests(entry: Path) -> dict[str, str]:
+    """File of an entry -> checksum of its bytes: XXH3, which finds damage about as fast as a file can be read."""
+    return {path.relative_to(entry).as_posix(): _digest(path) for path in sorted(entry.rglob("*")) if path.is_file()}
+
+
+def _digest(path: Path) -> str:
+    import xxhash
+
+    found = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as stream:
+        while chunk := stream.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from passes.ascend.msmodelslim import calibrate
 from passes.onnx.trace import trace_kinds
+from passes.store import _intact
 from tests.traces import keep_traces
 from vlmconvert.commands.cli import main
 from vlmconvert.conversion.helper import Helper
@@ -35,7 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:
-    """Run the command line in this process."""
+    """Run the command line in this process, which trusts the store no more than a new process would."""
+    _intact.clear()
     return CliRunner().invoke(main, [str(argument) for argument in arguments], input=input)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -33,6 +34,16 @@ def format_time(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
+class _Console(Console):
+    """A console that stays silent once nobody reads its output any more, instead of ending the program."""
+
+    def on_broken_pipe(self) -> None:
+        """See rich."""
+        self.quiet = True
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), self.file.fileno())
+
+
 class Reporter:
     """Shows progress and results: progress bars on a terminal, plain lines elsewhere.
 
@@ -43,7 +54,7 @@ class Reporter:
     def __init__(self, quiet: bool = False) -> None:
         # With explicit files, the consoles keep their streams when other code redirects sys.stdout for a while.
         self.out, self.err = (
-            Console(file=file, width=None if file.isatty() else _LOG_WIDTH, quiet=quiet)
+            _Console(file=file, width=None if file.isatty() else _LOG_WIDTH, quiet=quiet)
             for file in (sys.stdout, sys.stderr)
         )
         self._lock = threading.Lock()

@@ -156,7 +156,17 @@ def check_new_file(name: str, path: Path | None) -> None:
         path: the file; None if the option was not given.
 
     Raises:
-        BadInputError: if the path is a folder, or lies in a folder that does not exist.
+        BadInputError: if the path is a folder, lies in a folder that does not exist, or cannot be written.
     """
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise BadInputError(f"--{name} {path} cannot be written: give a file in a folder that exists")
+    if path is None:
+        return
+    try:
+        there = path.exists()
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise BadInputError(f"--{name} {path} cannot be written: give a file in a folder that exists")
+        with path.open("ab"):  # only the attempt tells
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise BadInputError(f"--{name} {path} cannot be written ({error.strerror}): choose another file") from None

@@ -82,12 +82,17 @@ def size(store: Path | None) -> None:
 )
 def prune(store: Path | None, limit: str) -> None:
     """See the help."""
+    from manifests.errors import BadInputError
     from vlmconvert.console import Reporter
     from vlmconvert.conversion.disk import entries_text
+    from vlmconvert.conversion.lock import alone_in_store
     from vlmconvert.options import parse_size
 
     most = parse_size("limit", limit)
     opened = _opened(store)
-    left = opened.remove_leftovers()
-    removed = opened.prune(most)
+    with alone_in_store(opened) as alone:
+        if not alone:
+            raise BadInputError(f"another vlmconvert is using {opened.root}: prune it when that one has ended")
+        left = opened.remove_leftovers()
+        removed = opened.prune(most)
     Reporter().say(f"{opened.root}: removed {entries_text(removed)}" + (f", and {left} unfinished" if left else ""))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import click
 
 from manifests.errors import VlmConvertError
 from vlmconvert.commands import COMMANDS
+from vlmconvert.commands.stopping import Stopped, stoppable
+from vlmconvert.commands.streams import open_streams
 from vlmconvert.families import FAMILIES
 from vlmconvert.version import __version__
 
@@ -35,8 +40,13 @@ class _Group(click.Group):
         return command
 
     def invoke(self, context: click.Context) -> Any:
+        open_streams()
         try:
-            return super().invoke(context)
+            with stoppable(partial(_say_stopped, context)):
+                return super().invoke(context)
+        except Stopped as stopped:
+            _say_stopped(context, stopped)
+            sys.exit(stopped.exit_code)
         except VlmConvertError as error:
             if context.params.get("debug"):
                 traceback.print_exc()
@@ -55,6 +65,13 @@ class _Group(click.Group):
             sys.exit(3)
 
 
+def _say_stopped(context: click.Context, stopped: Stopped) -> None:
+    goes_on = context.invoked_subcommand in ("convert", "build", *FAMILIES.names)
+    mend = ": run the same command again, which goes on from here" if goes_on else ""
+    with suppress(OSError):  # the terminal may be closed
+        click.echo(f"vlmconvert: stopped by {signal.Signals(stopped.number).name}{mend}", err=True)
+
+
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -66,7 +83,7 @@ class _Group(click.Group):
       vlmconvert mllama meta-llama/Llama-3.2-11B-Vision-Instruct -o llama-int4
       vlmconvert run llama-int4 --image photo.jpg --prompt "What is in the image?"
 
-    Exit codes: 0 done, 1 a check failed, 2 bad input, 3 conversion failed.
+    Exit codes: 0 done, 1 a check failed, 2 bad input, 3 conversion failed, 130 and 143 stopped by Ctrl-C and SIGTERM.
     """,
 )
 @click.version_option(__version__, prog_name="vlmconvert")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from vlmconvert.commands import at_least, device_options, parse_ov_config
+from vlmconvert.commands.streams import checked_text, read_input, read_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +87,9 @@ def run(
             raise BadInputError(
                 "--prompt - and --chat both read standard input: give the first question as --prompt TEXT"
             )
-        prompt = sys.stdin.read().strip()
+        prompt = read_input()
+    elif prompt is not None:
+        prompt = checked_text(prompt, "--prompt")
     if not prompt and not chat:
         raise BadInputError("there is no question: give --prompt TEXT, --prompt - or --chat")
     shown: Shown = ([open_image(path) for path in images], [read_frames(path, frames) for path in videos])
@@ -109,4 +112,4 @@ def _answer(conversation: Chat, prompt: str, shown: Shown) -> None:
 def _next_line() -> str:
     if sys.stdin.isatty():
         click.echo("> ", nl=False, err=True)
-    return sys.stdin.readline().strip()
+    return read_line()

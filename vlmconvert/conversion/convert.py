@@ -19,9 +19,10 @@ from manifests.model import Calibration, CalibrationSettings, Manifest, Settings
 from passes.store import Store, library_versions
 from vlmconvert.console import Reporter, format_size
 from vlmconvert.conversion.build import Build, Contents
-from vlmconvert.conversion.disk import check_disk, on_one_disk, prune_store, store_limit
+from vlmconvert.conversion.disk import check_disk, check_store, on_one_disk, prune_store, store_limit
 from vlmconvert.conversion.forecast import Forecast, choose_resources, forecast
 from vlmconvert.conversion.helper import Helper
+from vlmconvert.conversion.lock import one_conversion, one_writer
 from vlmconvert.conversion.machine import max_memory, measure_machine
 from vlmconvert.conversion.open import find_checkpoint, open_model
 from vlmconvert.conversion.plan import Plan, make_plan
@@ -142,6 +143,7 @@ def convert(request: Request, reporter: Reporter) -> Converted:
     family, checkpoint = find_checkpoint(request.model, request.family, request.revision, request.token)
     with Helper() as helper, ExitStack() as cleanup:
         store = Store(request.store, checkpoint.model)
+        check_store(store)
         store.remove_leftovers()
         model = open_model(family, checkpoint, helper, store, reporter, target.traced)
         recipe = request.recipe or _recipe(request, target, model)
@@ -183,7 +185,9 @@ def convert(request: Request, reporter: Reporter) -> Converted:
             return Converted(output, recipe, None, time.monotonic() - start)
         _check_disk(expected, plan, store, output.parent, linked)
 
+        cleanup.enter_context(one_writer(store, output))
         source = hash_source(checkpoint, reporter)
+        cleanup.enter_context(one_conversion(store, source.identity(model), reporter))
         model = model.completed()
         with staging(output) as staged:
             workers = cluster or LocalWorkers(resources.workers)
@@ -199,7 +203,7 @@ def convert(request: Request, reporter: Reporter) -> Converted:
                 write_manifest(manifest, staged)
             _write_model_card(manifest, target, staged)
             publish(staged, output, checkpoint.folder, manifest, request.force, reporter.log)
-        prune_store(store, limit, reporter)
+    prune_store(store, limit, reporter)
     seconds = time.monotonic() - start
     _write_run_log(output, seconds, contents)
     reporter.table(result_table(manifest, plan, contents.seconds))

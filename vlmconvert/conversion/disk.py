@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from manifests.errors import BadInputError
+from manifests.files import UNFINISHED
+from manifests.leftovers import temporary_folder
 from passes.store import Entry, Store
 from vlmconvert.console import Reporter, format_size
+from vlmconvert.conversion.lock import alone_in_store
 from vlmconvert.options import parse_size
 
 __all__ = ["check_disk", "entries_text", "on_one_disk", "prune_store", "store_limit"]
@@ -48,6 +51,22 @@ def _existing(place: Path) -> Path:
     return next(path for path in (place, *place.resolve().parents) if path.exists())
 
 
+def check_store(store: Store) -> None:
+    """Make the folder of the store, and refuse one in which nothing can be written.
+
+    Raises:
+        BadInputError: with the reason.
+    """
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(store.root, UNFINISHED):
+            pass
+    except OSError as error:
+        raise BadInputError(
+            f"the store {store.root} cannot be used ({error.strerror}): choose another folder with --store"
+        ) from None
+
+
 def store_limit() -> int:
     """Maximum number of bytes that the store may have after a conversion, from the environment or 100 GB.
 
@@ -64,8 +83,12 @@ def store_limit() -> int:
 
 
 def prune_store(store: Store, limit: int, reporter: Reporter) -> None:
-    """Remove the entries that have not been used for the longest time, if the store is larger than its limit."""
-    removed = store.prune(limit, _UNUSED)
+    """Remove the entries that have not been used for the longest time, if the store is larger than its limit.
+
+    Nothing is removed while another process uses the store.
+    """
+    with alone_in_store(store) as alone:
+        removed = store.prune(limit, _UNUSED) if alone else []
     if removed:
         reporter.log(f"store: removed the oldest {entries_text(removed)}, to keep it below {format_size(limit)}")
 

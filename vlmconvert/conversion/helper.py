@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from concurrent.futures import wait
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from passes.compat.loky import end_processes
+from manifests.errors import ConversionError
+from passes.compat.loky import end_processes, end_with_parent
 
 if TYPE_CHECKING:
     from loky import ProcessPoolExecutor
@@ -46,14 +48,19 @@ class Helper:
         )  # unlike multiprocessing, loky does not import the caller's script in the new process
 
         if self._pool is None:
-            # The garbage collector takes a fifth of the time to import transformers; higher thresholds avoid this.
-            self._pool = ProcessPoolExecutor(1, initializer=gc.set_threshold, initargs=(100_000, 50, 100))
+            self._pool = ProcessPoolExecutor(1, initializer=_start)
         future = self._pool.submit(function, *arguments)
         if meanwhile is not None:
             while not wait([future], _INTERVAL).done:
                 meanwhile()
             meanwhile()
-        result: T = future.result()
+        try:
+            result: T = future.result()
+        except BrokenProcessPool as error:
+            raise ConversionError(
+                "the process that runs torch died; if the machine ran out of memory, close other programs and run the same "
+                "command again, which goes on from here"
+            ) from error
         return result
 
     def close(self, patient: bool = False) -> None:
@@ -65,3 +72,9 @@ class Helper:
         if self._pool is not None:
             end_processes(self._pool, patient)
             self._pool = None
+
+
+def _start() -> None:
+    # The garbage collector takes a fifth of the time to import transformers; higher thresholds avoid this.
+    gc.set_threshold(100_000, 50, 100)
+    end_with_parent()

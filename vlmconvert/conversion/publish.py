@@ -11,9 +11,9 @@ from pathlib import Path, PurePath
 
 from manifests.beside import MODEL_CARD_NAME, foreign_files, foreign_results
 from manifests.errors import BadInputError
-from manifests.files import UNFINISHED, remove_tree
+from manifests.files import UNFINISHED, remove_tree, sync_tree
 from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, read_manifest
-from manifests.leftovers import is_left, remove_leftovers, temporary_prefix
+from manifests.leftovers import is_left, remove_leftovers, temporary_folder, temporary_prefix
 from manifests.model import Manifest, Settings
 
 __all__ = ["Planned", "check_output", "check_results", "publish", "replace_folder", "staging"]
@@ -105,9 +105,8 @@ def staging(output: Path) -> Iterator[Path]:
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        prefix = temporary_prefix(UNFINISHED)
-        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as name:
-            yield Path(name)
+        with temporary_folder(parent, UNFINISHED) as folder:
+            yield folder
     finally:
         for folder in made:
             with suppress(OSError):  # not empty
@@ -140,6 +139,7 @@ def publish(
         OSError: if a folder cannot be renamed; the output is left as it was before.
     """
     place = _place(output)
+    sync_tree(staged)
     if _is_free(output, place):
         if place.exists():
             place.rmdir()
@@ -204,6 +204,10 @@ def _place(output: Path) -> Path:
     """The folder that a path points to; a link is kept, and the folder that it points to is filled or replaced."""
     try:
         return output.resolve()
+    except FileNotFoundError:  # a relative path, in a working directory that has been removed
+        raise BadInputError(
+            f"{output} cannot be made, as the working directory does not exist any more: change it"
+        ) from None
     except (OSError, RuntimeError) as error:  # links that lead to each other
         raise BadInputError(f"{output} is a link that cannot be followed ({error}): {_CHOOSE}") from None
 
@@ -223,11 +227,21 @@ def _is_free(output: Path, place: Path) -> bool:
         raise BadInputError(f"{output} cannot be used ({error.strerror}): {_CHOOSE}") from None
     if not above.is_dir():
         raise BadInputError(f"{output} cannot be made, as {above} is a file: {_CHOOSE}")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise BadInputError(f"{output} cannot be made, as {above} is not writable: {_CHOOSE}")
+    _try_writing(output, above)
     if place.is_dir() and not filled:
         _check_movable(output, place)
     return not filled
+
+
+def _try_writing(output: Path, above: Path) -> None:
+    """Refuse an output in a folder in which no folder can be made, for whatever reason: only the attempt tells."""
+    try:
+        with temporary_folder(above, UNFINISHED):
+            pass
+    except OSError as error:
+        raise BadInputError(
+            f"{output} cannot be made, as nothing can be written into {above} ({error.strerror}): {_CHOOSE}"
+        ) from None
 
 
 def _existing(output: Path, place: Path) -> Manifest:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
+from passes.compat.loky import end_with_parent
 from passes.store import Store, library_versions
 from vlmconvert.version import __version__
 
@@ -131,13 +132,15 @@ class LocalWorkers(Workers):
         return (BrokenProcessPool,)
 
     def run(self, tasks: Iterator[Any]) -> Iterator[Any]:
-        return _unordered(self.count, tasks)
+        return _unordered(self.count, tasks, initializer=end_with_parent)
 
 
-def _unordered(count: int, tasks: Iterator[Any]) -> Iterator[Any]:
+def _unordered(count: int, tasks: Iterator[Any], **backend: Any) -> Iterator[Any]:
     from joblib import Parallel
 
-    parallel = Parallel(n_jobs=count, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs + 1")
+    parallel = Parallel(
+        n_jobs=count, return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs + 1", **backend
+    )
     results: Iterator[Any] = parallel(tasks)
     return results
 

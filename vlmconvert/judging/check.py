@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from manifests.evaluation import (
     read_predictions,
 )
 from manifests.io import manifest_digest, read_manifest, read_manifest_file
+from manifests.leftovers import scratch_folder
 from manifests.model import Manifest
 from passes.validate.comparison import kl_divergence
 from passes.validate.greedy import forced_logits, greedy
@@ -239,7 +239,7 @@ def _predictions(party: _Party) -> list[Prediction]:
 def _exact_matches(request: CheckRequest, party: _Party, data: str, samples: int, reporter: Reporter) -> list[float]:
     """Let an artifact answer now; returns 1 for each answer that matches its reference exactly, else 0."""
     assert party.folder is not None
-    with tempfile.TemporaryDirectory() as temporary:
+    with scratch_folder() as temporary:
         # A temporary store: the user's store could have answers of the artifact from before a file was damaged.
         asked = EvaluationRequest(
             party.folder,

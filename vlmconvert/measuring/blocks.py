@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from calibration.sources import SampleSet
 from manifests.errors import BadInputError
 from manifests.evaluation import BlockError
 from manifests.io import MANIFEST_NAME, read_manifest
+from manifests.leftovers import scratch_folder
 from manifests.model import Manifest
 from passes.chain import BlockModels, CheckpointBlocks, FloatChain
 from passes.checkpoint import open_checkpoint, read_config
@@ -44,7 +44,7 @@ def block_errors(
     config = read_config(artifact)
     family = load_family(manifest.family)
     components = family.components(config)
-    with tempfile.TemporaryDirectory(prefix="vlmconvert-") as temporary:
+    with scratch_folder() as temporary:
         folders = [Path(temporary) / name for name in ("templates", "inputs", "store")]
         for folder in folders:
             folder.mkdir()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from rich.table import Table
 from calibration.scenes import CAPTION_QUESTION
 from manifests.errors import ConversionError
 from manifests.io import read_manifest
+from manifests.leftovers import scratch_folder
 from passes.checkpoint import read_config
 from vlmconvert.console import Reporter
 from vlmconvert.families import load_family
@@ -127,7 +127,7 @@ def bench_protocol(
         if request.endpoint is not None:
             prompt, _other = bench_prompts(request.folder, family, 1, 1)
             counts = _token_counts(request.folder, family, prompt)
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = stack.enter_context(scratch_folder())
             endpoint = Endpoint(request.endpoint, Endpoint(request.endpoint).served_model())
             numbers = count()
 

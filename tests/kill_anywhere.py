@@ -1,0 +1,194 @@
+"""Kill conversions at random moments, run them again, and compare the artifacts with those of undisturbed runs.
+
+    python -m tests.kill_anywhere --moments 30
+
+After each kill: no process of the run is left; what an earlier run had put at the output is whole; the same command finishes, makes
+no finished block again, gives the same bytes, and leaves no temporary file behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import psutil
+
+from vlmconvert.families import demo_checkpoint
+
+SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGINT)
+OPTIONS = {
+    "openvino": (
+        "--llm",
+        "int4-awq",
+        "--vision",
+        "int8-ptq",
+        "--samples",
+        "4",
+        "--vision-samples",
+        "4",
+        "--workers",
+        "2",
+    ),
+    "onnx": ("--llm", "int4", "--vision", "int8", "--workers", "2"),
+    "ascend": ("--llm", "w8a16", "--workers", "2"),
+}
+# Seconds in which all processes of a run must have ended after a signal.
+_END = 3.0
+
+
+@dataclass
+class Case:
+    """A conversion of the demo that is killed again and again.
+
+    Attributes:
+        target: the target.
+        work: a folder of its own.
+        seconds: seconds that an undisturbed run takes.
+        total: number of blocks that it makes.
+        before, expected: hashes of the artifact that is at the output before the kill, and of the undisturbed one.
+    """
+
+    target: str
+    work: Path
+    seconds: float = 0.0
+    total: int = 0
+    before: dict[str, str] = field(default_factory=dict)
+    expected: dict[str, str] = field(default_factory=dict)
+
+    def command(self, name: str) -> list[str]:
+        """The command that writes `name`, with a store of the same name."""
+        places = ["-o", str(self.work / name / "out"), "--store", str(self.work / name / "store")]
+        options = [*OPTIONS[self.target], "--no-validate", "--force"]
+        return [sys.executable, "-m", "vlmconvert", "llava", "--target", self.target, *options, *places]
+
+    def prepare(self) -> None:
+        """Make the earlier artifact, a store that has what every run needs, and the undisturbed artifact."""
+        earlier = [
+            *self.command("kept")[:4],
+            "--target",
+            "openvino",
+            "--llm",
+            "int8",
+            "--vision",
+            "fp16",
+            "--no-validate",
+        ]
+        _run([*earlier, *self.command("kept")[-4:]])
+        # Traces and the like take most of the time of a run, and have no blocks to kill.
+        _run([*self.command("kept"), "--dry-run"])
+        shutil.copytree(self.work / "kept", self.work / "whole", symlinks=True)
+        start = time.monotonic()
+        self.total = _made(_run(self.command("whole")))
+        self.seconds = time.monotonic() - start
+        self.expected = hashes(self.work / "whole" / "out")
+        self.before = hashes(self.work / "kept" / "out")
+
+    def kill(self, number: int, moment: float) -> str:
+        """Kill a run, and check what it leaves; returns what had happened by then."""
+        place = self.work / "killed"
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(self.work / "kept", place, symlinks=True)
+        running = subprocess.Popen(self.command("killed"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        time.sleep(moment)
+        children = _children(running.pid)
+        running.send_signal(number)
+        start = time.monotonic()
+        said, _ = running.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=max(0.0, _END - (time.monotonic() - start)))
+        assert not alive, f"{len(alive)} processes live {_END} s after signal {number}: {[p.cmdline() for p in alive]}"
+        assert number == signal.SIGKILL or time.monotonic() - start <= _END, f"it took {time.monotonic() - start:.1f} s"
+        if running.returncode != 0:
+            assert running.returncode == (-number if number == signal.SIGKILL else 128 + number), (
+                running.returncode,
+                said,
+            )
+            assert number == signal.SIGKILL or "stopped by" in said, said
+        found = hashes(place / "out")
+        replacing = [hashes(path) for path in place.glob(".vlmconvert-replaced-*/out")]
+        assert self.before in (found, *replacing) or found == self.expected, "the earlier artifact is not whole"
+        finished = _blocks(place / "store")
+        again = _run(self.command("killed"))
+        assert hashes(place / "out") == self.expected, "other bytes than undisturbed"
+        assert not (found := leftovers(place)), f"left behind: {found}"
+        made = _made(again)
+        assert made <= max(0, self.total - finished) or not finished, (
+            f"{finished} blocks were finished, {made} made again"
+        )
+        return f"exit {running.returncode}, {finished} blocks finished"
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """File -> SHA-256 of an artifact, but for the log of the run."""
+    files = sorted(folder.rglob("*")) if folder.exists() else []
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file() and path.name != "run.json"
+    }
+
+
+def leftovers(place: Path) -> list[str]:
+    """Names of temporary files and folders."""
+    return [path.name for path in place.rglob(".*") if path.name.startswith((".vlmconvert-", ".making-", ".pieces-"))]
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _blocks(store: Path) -> int:
+    """Number of finished blocks in a store."""
+    return sum(
+        ", block " in path.read_text() and "activations" not in path.read_text() for path in store.glob("??/*.txt")
+    )
+
+
+def _made(output: str) -> int:
+    """Number of blocks that a run says it makes."""
+    lines = [line for line in output.splitlines() if ": compress-" in line or ": quantize-" in line]
+    return sum(int(line.split(": ")[-1].split()[0]) for line in lines if line.rstrip().endswith("steps ..."))
+
+
+def _run(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@click.command(help=__doc__)
+@click.option("--moments", default=30, show_default=True, help="Number of kills for each target.")
+@click.option("--target", "targets", multiple=True, default=tuple(OPTIONS), show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(moments: int, targets: tuple[str, ...], seed: int) -> None:
+    """Print a line for each kill."""
+    assert demo_checkpoint("llava") is not None
+    for target in targets:
+        chance = random.Random(f"{seed} {target}")
+        with tempfile.TemporaryDirectory() as work:
+            case = Case(target, Path(work))
+            case.prepare()
+            counts: Counter[str] = Counter()
+            for number in range(moments):
+                which, moment = SIGNALS[number % len(SIGNALS)], chance.uniform(0.3, 1) * case.seconds
+                click.echo(
+                    f"{target}: {which.name} after {moment:.1f} s of {case.seconds:.1f}: {case.kill(which, moment)}"
+                )
+                counts[which.name] += 1
+        click.echo(f"{target}: {dict(counts)}: each run went on to the same bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Runs that are killed go on to the same bytes; `python -m tests.kill_anywhere` tries many more moments."""
+
+import signal
+
+import pytest
+
+from tests.kill_anywhere import Case
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("target", "kills"),
+    [
+        ("openvino", [(signal.SIGTERM, 0.5), (signal.SIGKILL, 0.7), (signal.SIGINT, 0.4)]),
+        ("onnx", [(signal.SIGKILL, 0.6)]),
+        ("ascend", [(signal.SIGHUP, 0.8)]),
+    ],
+)
+def test_a_killed_run_leaves_nothing_and_goes_on(target, kills, tmp_path):
+    case = Case(target, tmp_path)
+    case.prepare()
+    for number, share in kills:
+        case.kill(number, share * case.seconds)
