@@ -7,6 +7,7 @@ are meant for a process of their own; the `Architecture` that they return is sma
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["Architecture", "config_to_blame", "describe_architecture", "load_config", "read_architecture"]
+__all__ = ["Architecture", "check_layers", "config_to_blame", "describe_architecture", "load_config", "read_architecture"]
 
 # In-memory prefix -> prefixes that may replace it in checkpoints on the hub, first the one that runtimes look for. The right
 # one is not guessed: it is the first that transformers maps back to the in-memory name.
@@ -31,6 +32,9 @@ _ON_HUB = {
     "model.vision_tower.": ("vision_tower.vision_model.", "vision_tower."),
     "model.": ("",),
 }
+
+# Entries of a config that count layers; `max_window_layers` is only a limit.
+_LAYERS = re.compile(r"(?:^|\.)(?!max_)\w*(?:layers?|depth)$")
 
 
 @dataclass(frozen=True)
@@ -97,12 +101,16 @@ class Architecture:
 
         return sorted(self.shapes, key=place)
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check(self, checkpoint: Checkpoint, ignore_unused: bool = False) -> None:
         """Compare the checkpoint's tensors with those that the config implies, by metadata.
 
+        Args:
+            checkpoint: the checkpoint.
+            ignore_unused: whether to accept a matrix that the model of the config does not have, and that an artifact
+                leaves out.
+
         Raises:
-            BadInputError: if a tensor is missing or has a wrong shape, or if the checkpoint holds a matrix that the model of
-                the config does not have, which an artifact would leave out.
+            BadInputError: if a tensor is missing or has a wrong shape or dtype, or if there is such a matrix.
         """
         for name, shape in self.shapes.items():
             if name not in self.names and name not in self.tied:
@@ -110,7 +118,7 @@ class Architecture:
                     f"{checkpoint.folder} lacks tensor {self.on_hub[name]} (shape {list(shape)}), which config.json asks for: "
                     "fetch the checkpoint again or correct its config.json"
                 )
-            info = checkpoint.tensors[self.source(name)]
+            info = checkpoint.weight(self.source(name))
             if info.shape != shape:
                 raise BadInputError(
                     f"{checkpoint.folder / info.file}: tensor {self.source(name)} has shape {list(info.shape)}, expected "
@@ -118,11 +126,35 @@ class Architecture:
                 )
         for name, in_file in self.names.items():
             info = checkpoint.tensors[in_file]
-            if name not in self.shapes and len(info.shape) > 1:
+            is_weight = in_file in checkpoint.weights and len(info.shape) > 1
+            if name not in self.shapes and is_weight and not ignore_unused:
                 raise BadInputError(
                     f"{checkpoint.folder / info.file}: config.json describes no layer for tensor {in_file} "
                     f"(shape {list(info.shape)}), so no runtime would use it: give the config that belongs to these weights"
                 )
+
+
+def check_layers(checkpoint: Checkpoint) -> None:
+    """Refuse a config with more layers than the checkpoint has tensors, before anything is made for each layer.
+
+    Raises:
+        BadInputError: with the entry of config.json.
+    """
+    for place, value in _entries(checkpoint.config):
+        if _LAYERS.search(place) and isinstance(value, int) and value > len(checkpoint.tensors):
+            raise BadInputError(
+                f"{checkpoint.folder / 'config.json'} has {place} {value}, and the checkpoint has {len(checkpoint.tensors)} tensors: "
+                "give the config that belongs to these weights"
+            )
+
+
+def _entries(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every entry of a config and of its parts, by a name such as text_config.num_hidden_layers."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _entries(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -139,7 +171,9 @@ def load_config(folder: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise BadInputError(f"transformers refuses {folder / 'config.json'} ({reason}): correct the config") from error
+        raise BadInputError(
+            f"transformers refuses {folder / 'config.json'} ({reason[:300]}): correct the config"
+        ) from error
     config.name_or_path = ""  # no result may depend on the path of the folder
     return config
 

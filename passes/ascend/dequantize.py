@@ -14,7 +14,8 @@ from manifests.errors import BadInputError
 from manifests.files import read_json
 from passes.ascend.format import DESCRIPTION_NAME
 from passes.ascend.w8a16 import OFFSET, SCALE
-from passes.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo, read_config, read_header
+from passes.checkpoint import Checkpoint, read_config
+from passes.header import FLOAT_DTYPES, TensorInfo, read_header
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from concurrent.futures import wait
+from concurrent.futures import BrokenExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from manifests.errors import BadInputError
 from passes.compat.loky import end_processes
 
 if TYPE_CHECKING:
@@ -53,8 +54,28 @@ class Helper:
             while not wait([future], _INTERVAL).done:
                 meanwhile()
             meanwhile()
-        result: T = future.result()
+        try:
+            result: T = future.result()
+        except BrokenExecutor:
+            self.close()
+            raise
         return result
+
+    def run_limited(self, too_much: str, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function that limits its own time or memory with `passes.limits.run_limited`.
+
+        Args:
+            too_much: the error if the function takes more of them.
+            function: the function.
+            arguments: its arguments.
+
+        Raises:
+            BadInputError: with `too_much`.
+        """
+        try:
+            return self.run(function, *arguments)
+        except (BrokenExecutor, MemoryError) as error:
+            raise BadInputError(too_much) from error
 
     def close(self, patient: bool = False) -> None:
         """End the idle process.
