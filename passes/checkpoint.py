@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from manifests.errors import BadInputError
 from manifests.files import read_json
@@ -53,6 +53,8 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    # Dtypes of tensors that models read; those of others are buffers, which models make themselves.
+    dtypes: ClassVar[tuple[str, ...]] = FLOAT_DTYPES
     unread_files: tuple[str, ...] = ()
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
@@ -88,13 +90,13 @@ class Checkpoint:
         """The place of a tensor that a model reads.
 
         Raises:
-            BadInputError: if it does not hold floating-point numbers of a supported dtype.
+            BadInputError: if it is of another dtype.
         """
         info = self.tensors[name]
-        if info.dtype not in FLOAT_DTYPES:
+        if info.dtype not in self.dtypes:
             raise BadInputError(
-                f"{self.folder / info.file}: tensor {name} has dtype {info.dtype}, expected {', '.join(FLOAT_DTYPES[:-1])} or "
-                f"{FLOAT_DTYPES[-1]}: give the float checkpoint"
+                f"{self.folder / info.file}: tensor {name} has dtype {info.dtype}, expected {', '.join(self.dtypes[:-1])} or "
+                f"{self.dtypes[-1]}: give the float checkpoint"
             )
         return info
 
@@ -105,8 +107,8 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, TensorInfo]:
-        """The tensors that hold floating-point numbers; those of other dtypes are buffers, which models make themselves."""
-        return {name: info for name, info in self.tensors.items() if info.dtype in FLOAT_DTYPES}
+        """The tensors of the dtypes that models read."""
+        return {name: info for name, info in self.tensors.items() if info.dtype in self.dtypes}
 
     @property
     def dtype(self) -> str:

@@ -6,6 +6,7 @@ folder, or in the hub's cache if the folder is a part of it.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 from manifests.errors import BadInputError
 from manifests.files import read_json
 
-__all__ = ["WeightFiles", "check_file", "read_object", "weight_files"]
+__all__ = ["WeightFiles", "check_file", "check_text", "read_object", "weight_files"]
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _SNAPSHOTS, _BLOBS = "snapshots", "blobs"
+_TEXT_LIMIT = 1_000_000
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -47,8 +49,8 @@ def check_file(folder: Path, name: str, mend: str = "fetch the file again") -> P
             pointer in place of the file.
     """
     path = folder / name
-    if not path.exists():
-        what = "is a link to a file that does not exist" if path.is_symlink() else "is missing"
+    if not os.path.exists(path):  # also if the name is too long, or a link leads to itself
+        what = "is a link to a file that does not exist" if os.path.islink(path) else "is missing"
         raise BadInputError(f"{path} {what}: {mend}")
     if not path.is_file():
         raise BadInputError(f"{path} is not a file: {mend}")
@@ -89,6 +91,21 @@ def read_object(folder: Path, name: str, mend: str = "fetch the file again") -> 
         kind = {list: "a list", str: "a text", type(None): "null"}.get(type(content), "a number")
         raise BadInputError(f"{folder / name} holds {kind} in place of an object: {mend}")
     return content
+
+
+def check_text(folder: Path, name: str, mend: str) -> None:
+    """Refuse a text file of a checkpoint that cannot be read.
+
+    Raises:
+        BadInputError: see `check_file`; or if the file is too large, or is not UTF-8.
+    """
+    path = check_file(folder, name, mend)
+    if path.stat().st_size > _TEXT_LIMIT:
+        raise BadInputError(f"{path} has {path.stat().st_size} bytes, more than such a file can have: {mend}")
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{path} is not UTF-8 ({error}): {mend}") from error
 
 
 def weight_files(folder: Path, config: dict[str, Any]) -> WeightFiles:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from manifests.errors import BadInputError
 from passes.checkpoint import Checkpoint
-from passes.checkpoint_files import check_file, read_object
+from passes.checkpoint_files import check_file, check_text, read_object
 
 __all__ = ["check_processor", "processor_files", "source_names", "template_file"]
 
@@ -62,6 +62,8 @@ def check_processor(folder: Path, required: tuple[tuple[str, ...], ...]) -> None
                 raise BadInputError(
                     f"{path} names an audio tokenizer, which transformers would load from another place: remove that entry"
                 )
+        elif path.suffix == ".jinja":
+            check_text(folder, path.name, _MEND)
         else:
             check_file(folder, path.name, _MEND)
     for name in _REFUSED:
