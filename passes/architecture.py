@@ -7,6 +7,7 @@ are meant for a process of their own; the `Architecture` that they return is sma
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["Architecture", "check_layers", "config_to_blame", "describe_architecture", "load_config", "read_architecture"]
+__all__ = ["Architecture", "check_sizes", "config_to_blame", "describe_architecture", "load_config", "read_architecture"]
 
 # In-memory prefix -> prefixes that may replace it in checkpoints on the hub, first the one that runtimes look for. The right
 # one is not guessed: it is the first that transformers maps back to the in-memory name.
@@ -33,8 +34,10 @@ _ON_HUB = {
     "model.": ("",),
 }
 
-# Entries of a config that count layers; `max_window_layers` is only a limit.
-_LAYERS = re.compile(r"(?:^|\.)(?!max_)\w*(?:layers?|depth)$")
+# Entries of a config that count layers, and those that are the size of a dimension or a part of it. `max_window_layers` is only a
+# limit, and not among them.
+_LAYERS = re.compile(r"(?:num_(?:\w+_)?|n_)?layers?|depth")
+_SIZES = re.compile(r"(?:hidden|intermediate|vocab|patch)_size|head_dim|(?:num_|max_num_)\w+|attention_heads")
 
 
 @dataclass(frozen=True)
@@ -134,27 +137,40 @@ class Architecture:
                 )
 
 
-def check_layers(checkpoint: Checkpoint) -> None:
-    """Refuse a config with more layers than the checkpoint has tensors, before anything is made for each layer.
+def check_sizes(checkpoint: Checkpoint) -> None:
+    """Refuse a config with more layers than the checkpoint has tensors, or with sizes beyond those of all tensors.
+
+    This is found before anything is made of the config.
 
     Raises:
         BadInputError: with the entry of config.json.
     """
-    for place, value in _entries(checkpoint.config):
-        if _LAYERS.search(place) and isinstance(value, int) and value > len(checkpoint.tensors):
-            raise BadInputError(
-                f"{checkpoint.folder / 'config.json'} has {place} {value}, and the checkpoint has {len(checkpoint.tensors)} tensors: "
-                "give the config that belongs to these weights"
-            )
+    count = len(checkpoint.tensors)
+    largest = max((size for info in checkpoint.tensors.values() for size in info.shape), default=0)
+    for place, part in _parts(checkpoint.config):
+        for key, value in part.items():
+            if _LAYERS.fullmatch(key):
+                limit, what = count, f"the checkpoint has {count} tensors"
+            elif _SIZES.fullmatch(key):
+                limit, what = largest, f"no tensor of the checkpoint has a dimension above {largest}"
+            elif key == "image_size" and isinstance(patch := part.get("patch_size"), int) and patch > 0:
+                limit = patch * (math.isqrt(largest) + 1)
+                what = f"the checkpoint has no positions for that many patches of {patch}"
+            else:
+                continue
+            if isinstance(value, int) and not 0 <= value <= limit:
+                raise BadInputError(
+                    f"{checkpoint.folder / 'config.json'} has {place}{key} {value}, and {what}: give the config that belongs to these "
+                    "weights"
+                )
 
 
-def _entries(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every entry of a config and of its parts, by a name such as text_config.num_hidden_layers."""
+def _parts(config: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """A config and all its parts, each with the beginning of its entries' names, such as `text_config.`."""
+    yield place, config
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _entries(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+            yield from _parts(value, f"{place}{key}.")
 
 
 def load_config(folder: Path) -> PreTrainedConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manifests.errors import BadInputError
-from passes.architecture import check_layers
+from passes.architecture import check_sizes
 from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
 from passes.export.template import VERSION, Templates, prepare, trace
 from passes.limits import run_limited
@@ -94,7 +94,7 @@ def open_model(
         BadInputError: if the processor's files, the config or a tensor is missing or wrong.
     """
     check_processor(checkpoint.folder, family.processor_files)
-    check_layers(checkpoint)
+    check_sizes(checkpoint)
     key = digest(
         "architecture",
         VERSION,
