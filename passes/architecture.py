@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["Architecture", "check_sizes", "config_to_blame", "describe_architecture", "load_config", "read_architecture"]
+__all__ = [
+    "Architecture",
+    "check_sizes",
+    "config_to_blame",
+    "describe_architecture",
+    "load_config",
+    "read_architecture",
+]
 
 # In-memory prefix -> prefixes that may replace it in checkpoints on the hub, first the one that runtimes look for. The right
 # one is not guessed: it is the first that transformers maps back to the in-memory name.

@@ -287,9 +287,7 @@ class TransformPass(Pass, ABC):
         return None
 
 
-def final_bits(
-    steps: Sequence[TransformPass], role: str, layer: str, shape: tuple[int, ...]
-) -> WeightBits | None:
+def final_bits(steps: Sequence[TransformPass], role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
     """What the last pass that changes a weight makes of it; None if no pass does. See `TransformPass.weight_bits`."""
     made = [found for step in steps if (found := step.weight_bits(role, layer, shape)) is not None]
     return made[-1] if made else None

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ __all__ = ["HALF", "Bound", "hash_weights"]
 # The least number that float16 rounds to infinity.
 HALF = 65520.0
 _CHUNK = 1 << 20
-_BITS = {"BF16": np.dtype(np.uint16), "F16": np.dtype(np.uint16), "F32": np.dtype(np.uint32)}
+_BITS: dict[str, np.dtype[Any]] = {"BF16": np.dtype("u2"), "F16": np.dtype("u2"), "F32": np.dtype("u4")}
 
 
 @dataclass(frozen=True)
@@ -49,32 +50,32 @@ def hash_weights(folder: Path, file: str, bounds: Mapping[str, Bound]) -> FileRe
         BadInputError: with the name of the tensor and the index of its first value that is out of bounds.
     """
     checksum = hashlib.sha256()
-    buffer = np.empty(_CHUNK, np.uint8)
     path = folder / file
     size = path.stat().st_size
-
-    def chunk(stream: object, count: int) -> np.ndarray:
-        data = buffer[: min(count, _CHUNK)]
-        if stream.readinto(data) != data.size:  # type: ignore[attr-defined]
-            raise BadInputError(f"{path} ended early, so it changed while it was read: convert again")
-        checksum.update(data)
-        return data
-
+    position = 0
     with path.open("rb", buffering=0) as stream:
-        position = 0
+        buffer = np.empty(_CHUNK, np.uint8)
+
+        def chunk(count: int) -> np.ndarray:
+            data = buffer[: min(count, _CHUNK)]
+            if stream.readinto(data) != data.size:  # type: ignore[arg-type]
+                raise BadInputError(f"{path} ended early, so it changed while it was read: convert again")
+            checksum.update(data.data)
+            return data
+
         for name, bound in sorted(bounds.items(), key=lambda item: item[1].info.offset):
             info = bound.info
             while position < info.offset:
-                position += chunk(stream, info.offset - position).size
+                position += chunk(info.offset - position).size
             end = info.offset + info.byte_size
             while position < end:
-                bits = chunk(stream, end - position).view(_BITS[info.dtype])
+                bits = chunk(end - position).view(_BITS[info.dtype])
                 if not _largest(bits, info.dtype) < bound.below:
                     first = (position - info.offset) // bits.itemsize
                     raise _out_of_bounds(path, name, bound, bits, first)
                 position += bits.nbytes
         while position < size:
-            position += chunk(stream, size - position).size
+            position += chunk(size - position).size
     return FileRecord(path=file, size=size, sha256=checksum.hexdigest())
 
 
@@ -86,9 +87,10 @@ def _largest(bits: np.ndarray, dtype: str) -> float:
 
 
 def _values(bits: np.ndarray, dtype: str) -> np.ndarray:
+    """The values of some bits as float32."""
     if dtype == "BF16":  # the upper half of a float32
         return (bits.astype(np.uint32) << 16).view(np.float32)
-    return bits.view({"F16": np.float16, "F32": np.float32}[dtype])
+    return bits.view(np.float16).astype(np.float32) if dtype == "F16" else bits.view(np.float32)
 
 
 def _out_of_bounds(path: Path, name: str, bound: Bound, bits: np.ndarray, first: int) -> BadInputError:

@@ -1,6 +1,6 @@
 """Broken and hostile checkpoints, made from the embedded demos: what a mistake, a bad disk or a stranger may leave.
 
-    python -m tests.hostile.checkpoints FOLDER    writes all of them, one folder each
+python -m tests.hostile.checkpoints FOLDER    writes all of them, one folder each
 """
 
 from __future__ import annotations
@@ -192,7 +192,9 @@ def _entries() -> Iterator[Broken]:
             yield Broken(
                 f"{key} {json.dumps(value)}", "llava", lambda folder, k=key, v=value: edit(folder, CONFIG, {k: v})
             )
-    yield Broken("NaN in config.json", "llava", lambda f: edit(f, CONFIG, {"rms_norm_eps": float("nan")}, "text_config"), "NaN")
+    yield Broken(
+        "NaN in config.json", "llava", lambda f: edit(f, CONFIG, {"rms_norm_eps": float("nan")}, "text_config"), "NaN"
+    )
     yield Broken("1e999 in config.json", "llava", _with_infinity, "infinite")
 
 
@@ -367,10 +369,22 @@ def _of_tensors() -> Iterator[Broken]:
     for dtype in ("int8", "float64", "bool", "float8_e4m3fn"):
         yield Broken(f"a weight of {dtype}", "llava", _of_dtype(dtype), LM_HEAD)
     yield Broken("a missing tensor", "llava", _tensors(lambda tensors: tensors.pop(LM_HEAD)), "lm_head")
-    yield Broken("two names of a weight", "llava", _tensors(lambda t: t.update({"lm_head.weight": t[LM_HEAD].clone()})), "lm_head")
-    yield Broken("an adapter beside", "llava", lambda f: replace_file(f / "adapter_config.json", "{}"), "adapter_config.json")
+    yield Broken(
+        "two names of a weight",
+        "llava",
+        _tensors(lambda t: t.update({"lm_head.weight": t[LM_HEAD].clone()})),
+        "lm_head",
+    )
+    yield Broken(
+        "an adapter beside", "llava", lambda f: replace_file(f / "adapter_config.json", "{}"), "adapter_config.json"
+    )
     yield Broken("pickles only", "llava", lambda f: (f / WEIGHTS).rename(f / "pytorch_model.bin"), "pytorch_model.bin")
-    yield Broken("a variant only", "llava", lambda f: (f / WEIGHTS).rename(f / "model.fp16.safetensors"), "model.fp16.safetensors")
+    yield Broken(
+        "a variant only",
+        "llava",
+        lambda f: (f / WEIGHTS).rename(f / "model.fp16.safetensors"),
+        "model.fp16.safetensors",
+    )
 
 
 def _of_dtype(dtype: str) -> Callable[[Path], None]:
@@ -492,18 +506,14 @@ def _with_more_tokens(folder: Path) -> None:
 
 def _processors() -> Iterator[Broken]:
     for what, (file, part, changes) in PROCESSORS.items():
-        yield Broken(
-            f"{file} with {what}", "llava", lambda folder, f=file, c=changes, p=part: edit(folder, f, c, p)
-        )
+        yield Broken(f"{file} with {what}", "llava", lambda folder, f=file, c=changes, p=part: edit(folder, f, c, p))
     yield Broken("more tokens than embeddings", "llava", _with_more_tokens, "embeddings")
     tiles = {"max_image_tiles": 9}
     yield Broken("more tiles", "mllama", lambda f: edit(f, "processor_config.json", tiles, "image_processor"))
 
 
 BROKEN = tuple(
-    broken
-    for make in (_files, _entries, _headers, _of_tensors, _indexes, _templates, _processors)
-    for broken in make()
+    broken for make in (_files, _entries, _headers, _of_tensors, _indexes, _templates, _processors) for broken in make()
 )
 
 

@@ -51,14 +51,18 @@ def try_processor(model: OpenedModel, helper: Helper, store: Store, reporter: Re
     """
     folder, family = model.checkpoint.folder, model.family
     files = {path.name: sha256_file(path) for path in processor_files(folder)}
-    key = digest("trial", _VERSION, files, model.checkpoint.config, model.config, source_digest(family), library_versions())
+    key = digest(
+        "trial", _VERSION, files, model.checkpoint.config, model.config, source_digest(family), library_versions()
+    )
     if key in store:
         return
     shapes = model.templates.architecture.shapes
     config = model.config | {key: _zeros(shapes[tensor]) for key, tensor in family.config_tensors.items()}
     rows = shapes[_embeddings(model.components)][0]
     template = f"the chat template in {template_file(folder)} takes too much time or memory: do not use this checkpoint"
-    processing = f"the processor in {folder} takes too much time or memory for a small image: do not use this checkpoint"
+    processing = (
+        f"the processor in {folder} takes too much time or memory for a small image: do not use this checkpoint"
+    )
     with reporter.stage("trying the processor"):
         helper.run_limited(template, _try_template, family, folder)
         helper.run_limited(processing, _try_processor, family, folder, config, model.components, rows)
