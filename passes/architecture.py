@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError, VlmConvertError
 from passes.checkpoint import Checkpoint
-from passes.compat.transformers import tensor_renaming
+from passes.compat.transformers import tensor_renaming, use_sdpa
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,7 @@ __all__ = [
     "describe_architecture",
     "load_config",
     "read_architecture",
+    "refuse_kernels",
 ]
 
 # In-memory prefix -> prefixes that may replace it in checkpoints on the hub, first the one that runtimes look for. The right
@@ -172,6 +173,21 @@ def check_sizes(checkpoint: Checkpoint) -> None:
                 )
 
 
+def refuse_kernels(checkpoint: Checkpoint) -> None:
+    """Refuse a config that names a repository of kernels, which are code that transformers would download and run.
+
+    Raises:
+        BadInputError: with the entry of config.json.
+    """
+    for place, part in _parts(checkpoint.config):
+        for key, value in part.items():
+            if "_implementation" in key and "/" in json.dumps(value):
+                raise BadInputError(
+                    f"{checkpoint.folder / 'config.json'} asks for code from {value} ({place}{key}), which vlmconvert does not run: "
+                    "remove that entry"
+                )
+
+
 def _parts(config: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """A config and all its parts, each with the beginning of its entries' names, such as `text_config.`."""
     yield place, config
@@ -197,6 +213,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
         raise BadInputError(
             f"transformers refuses {folder / 'config.json'} ({reason[:300]}): correct the config"
         ) from error
+    use_sdpa(config)  # it does not matter here, and another implementation may need a package that is not installed
     config.name_or_path = ""  # no result may depend on the path of the folder
     return config
 

@@ -219,7 +219,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _quantization(folder: Path, config: dict[str, Any]) -> str | None:
     """How the weights in a folder were quantized, according to its config or its files; None if they are float."""
-    for part in (config, config.get("text_config")):
+    for part in (config, *config.values()):
         if isinstance(part, dict) and (method := part.get("quantization_config")):
             return str(method.get("quant_method", "unknown") if isinstance(method, dict) else method)
     # msmodelslim and MindIE write this key, or the files below.

@@ -186,12 +186,12 @@ def _entries() -> Iterator[Broken]:
         ("transformers_weights", "/etc/passwd"),
         ("transformers_weights", "pytorch_model.bin"),
         ("quantization_config", {"quant_method": "awq"}),
-        ("auto_map", {"AutoConfig": "evil.Config"}),
+        ("attn_implementation", "kernels-community/evil"),
+        ("_attn_implementation", {"text_config": "kernels-community/evil"}),
     ):
-        if key != "auto_map":
-            yield Broken(
-                f"{key} {json.dumps(value)}", "llava", lambda folder, k=key, v=value: edit(folder, CONFIG, {k: v})
-            )
+        yield Broken(
+            f"{key} {json.dumps(value)}", "llava", lambda folder, k=key, v=value: edit(folder, CONFIG, {k: v})
+        )
     yield Broken(
         "NaN in config.json", "llava", lambda f: edit(f, CONFIG, {"rms_norm_eps": float("nan")}, "text_config"), "NaN"
     )

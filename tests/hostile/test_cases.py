@@ -192,6 +192,13 @@ def test_a_stranger_cannot_pretend_to_be_the_hubs_cache(checkpoint, store, tmp_p
     assert f"{file} is a link that leads out of the checkpoint" in result.output
 
 
+def test_an_attention_that_is_not_installed_does_not_matter(checkpoint, store):
+    edit(checkpoint, "config.json", {"attn_implementation": "flash_attention_2"})
+    edit(checkpoint, "config.json", {"_attn_implementation": "flash_attention_3"}, "text_config")
+    result = plan(checkpoint, store, "--llm", "fp16", "--vision", "fp16")
+    assert result.exit_code == 0, result.output
+
+
 def test_code_of_a_checkpoint_is_never_run(checkpoint, store, tmp_path):
     (checkpoint / "evil.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\nclass Evil: pass\n")
     edit(checkpoint, "config.json", {"auto_map": {"AutoConfig": "evil.Evil"}})

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from transformers import AutoConfig, AutoProcessor
 
 from tests.conftest import vlmconvert
-from tests.hostile.checkpoints import BROKEN, Broken
+from tests.hostile.checkpoints import BROKEN, Broken, replace_file
 from vlmconvert.families import demo_checkpoint
 
 FLOAT16 = ("--llm", "fp16", "--vision", "fp16", "--no-validate")
@@ -86,3 +89,42 @@ def test_names_in_a_message_cannot_reach_the_terminal(tmp_path, store):
     result = vlmconvert("convert", folder, "-o", tmp_path / "out", "--store", store)
     assert result.exit_code == 2
     assert sentence(result.output).isprintable()
+
+
+def spoil(folder: Path, rng: random.Random) -> None:
+    """Change a few bytes of one file: of the weights, of their header."""
+    path = rng.choice(sorted(folder.iterdir()))
+    data = bytearray(path.read_bytes())
+    place = rng.randrange(min(len(data), 16_000))
+    how = rng.choice(("bit", "removed", "inserted"))
+    if how == "bit":
+        data[place] ^= 1 << rng.randrange(8)
+    elif how == "removed":
+        del data[place : place + rng.choice((1, 2, 10))]
+    else:
+        data[place:place] = bytes(rng.choices(b'0123456789-"{}[],:null', k=rng.choice((1, 2, 5))))
+    replace_file(path, bytes(data))
+
+
+def open_with_transformers(folder: Path) -> None:
+    """Read everything that transformers would read to load the model, but the values of the weights."""
+    AutoConfig.from_pretrained(folder, local_files_only=True)
+    processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    assert processor.tokenizer("What is in the picture?")["input_ids"]
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        assert weights.keys()
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_damage_at_random_is_refused_or_does_no_harm(seed, elsewhere, tmp_path, store):
+    rng = random.Random(seed)
+    family = rng.choice(("llava", "mllama"))
+    folder = Broken("", family, lambda folder: None).write(tmp_path / "checkpoint")
+    spoil(folder, rng)
+    result = vlmconvert(family, folder, *FLOAT16, "--dry-run", "-o", tmp_path / "out", "--store", store)
+    if result.exit_code == 0:
+        open_with_transformers(folder)
+    else:
+        assert result.exit_code == 2, result.output
+        sentence(result.output)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

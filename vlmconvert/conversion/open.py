@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from manifests.errors import BadInputError
-from passes.architecture import check_sizes
+from passes.architecture import check_sizes, refuse_kernels
 from passes.checkpoint import fetch_checkpoint, open_checkpoint, read_config
 from passes.export.template import VERSION, Templates, prepare, trace
 from passes.limits import run_limited
@@ -95,6 +95,7 @@ def open_model(
     """
     check_processor(checkpoint.folder, family.processor_files)
     check_sizes(checkpoint)
+    refuse_kernels(checkpoint)
     key = digest(
         "architecture",
         VERSION,
