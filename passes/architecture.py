@@ -135,10 +135,10 @@ class Architecture:
                     f"{checkpoint.folder / info.file}: tensor {self.source(name)} has shape {list(info.shape)}, expected "
                     f"{list(shape)} from config.json: give the config that belongs to these weights"
                 )
+        weights = {} if ignore_unused else checkpoint.weights
         for name, in_file in self.names.items():
             info = checkpoint.tensors[in_file]
-            is_weight = in_file in checkpoint.weights and len(info.shape) > 1
-            if name not in self.shapes and is_weight and not ignore_unused:
+            if name not in self.shapes and in_file in weights and len(info.shape) > 1:
                 raise BadInputError(
                     f"{checkpoint.folder / info.file}: config.json describes no layer for tensor {in_file} "
                     f"(shape {list(info.shape)}), so no runtime would use it: give the config that belongs to these weights"
@@ -188,12 +188,13 @@ def refuse_kernels(checkpoint: Checkpoint) -> None:
                 )
 
 
-def _parts(config: dict[str, Any], place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def _parts(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """A config and all its parts, each with the beginning of its entries' names, such as `text_config.`."""
-    yield place, config
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _parts(value, f"{place}{key}.")
+    left = [("", config)]
+    while left:
+        place, part = left.pop()
+        yield place, part
+        left += [(f"{place}{key}.", value) for key, value in part.items() if isinstance(value, dict)]
 
 
 def load_config(folder: Path) -> PreTrainedConfig:

@@ -212,8 +212,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise BadInputError(f"{folder / _CONFIG} names no model_type: give an unmodified checkpoint folder")
     try:
         json.dumps(config, allow_nan=False)
-    except ValueError as error:
-        raise BadInputError(f"{folder / _CONFIG} holds NaN or an infinite number: correct the config") from error
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(
+            f"{folder / _CONFIG} holds NaN, an infinite number, or too many parts inside of each other: correct the config"
+        ) from error
     return config
 
 

@@ -118,7 +118,7 @@ def weight_files(folder: Path, config: dict[str, Any]) -> WeightFiles:
     Raises:
         BadInputError: if there is none, or one of them is missing or leads out of the folder.
     """
-    first = next((name for name in _candidates(folder, config) if (folder / name).exists()), None)
+    first = next((name for name in _candidates(folder, config) if os.path.exists(folder / name)), None)
     if first is None:
         raise BadInputError(_nothing(folder))
     named: dict[str, set[str] | None]

@@ -58,7 +58,7 @@ def try_processor(model: OpenedModel, helper: Helper, store: Store, reporter: Re
         return
     shapes = model.templates.architecture.shapes
     config = model.config | {key: _zeros(shapes[tensor]) for key, tensor in family.config_tensors.items()}
-    rows = shapes[_embeddings(model.components)][0]
+    rows = _rows(model)
     template = f"the chat template in {template_file(folder)} takes too much time or memory: do not use this checkpoint"
     processing = (
         f"the processor in {folder} takes too much time or memory for a small image: do not use this checkpoint"
@@ -75,11 +75,12 @@ def _zeros(shape: tuple[int, ...]) -> Any:
     return np.zeros(shape).tolist()
 
 
-def _embeddings(components: tuple[Component, ...]) -> str:
-    """In-memory name of the tensor with a row for each token."""
-    return next(
-        tensor
-        for component in components
+def _rows(model: OpenedModel) -> int:
+    """Number of rows of the embeddings: the largest one, if several blocks of the language side have embeddings."""
+    shapes = model.templates.architecture.shapes
+    return max(
+        shapes[tensor][0]
+        for component in model.components
         if component.side == "language"
         for block in component.blocks
         if block.role == "embeddings"
