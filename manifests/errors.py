@@ -7,10 +7,19 @@ from typing import ClassVar
 __all__ = ["BadInputError", "CheckFailedError", "ConversionError", "VlmConvertError"]
 
 
+# Characters of the longest message: what a message quotes from a file may be of any length.
+_LONGEST = 1000
+
+
 class VlmConvertError(Exception):
     """Base class of every expected failure; `exit_code` is the exit status of the command line."""
 
     exit_code: ClassVar[int] = 3
+
+    def __str__(self) -> str:
+        """The message as one line of printable characters, since names in a file may hold line ends or terminal commands."""
+        text = "".join(letter if letter.isprintable() else " " for letter in super().__str__())
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class CheckFailedError(VlmConvertError):

@@ -46,18 +46,26 @@ UNFINISHED = ".vlmconvert-"
 # Number of chunks that `write_hashed` may still be hashing when it asks for the next one.
 CHUNKS_AHEAD = 4
 
+# Bytes of the largest JSON file that is read: Python's objects for its content may take twenty times as much memory.
+_JSON_LIMIT = 64_000_000
 
-def read_json(path: Path, mend: str = "fetch the file again") -> Any:
+
+def read_json(path: Path, mend: str = "fetch the file again", limit: int = _JSON_LIMIT) -> Any:
     """Read a JSON file.
 
     Args:
         path: the file.
         mend: end of the error message: what the user can do if the file is missing or unreadable.
+        limit: maximum number of bytes of the file.
 
     Raises:
-        BadInputError: if the file is missing or is not JSON.
+        BadInputError: if the file is missing, is not a regular file of at most `limit` bytes, or is not JSON.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise BadInputError(f"{path} is not a file: {mend}")
+        if path.stat().st_size > limit:
+            raise BadInputError(f"{path} has {path.stat().st_size} bytes, more than such a file can have: {mend}")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInputError(f"{path} is missing: {mend}") from None

@@ -7,6 +7,8 @@ are meant for a process of their own; the `Architecture` that they return is sma
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError, VlmConvertError
 from passes.checkpoint import Checkpoint
-from passes.compat.transformers import tensor_renaming
+from passes.compat.transformers import tensor_renaming, use_sdpa
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["Architecture", "config_to_blame", "describe_architecture", "load_config", "read_architecture"]
+__all__ = [
+    "Architecture",
+    "check_sizes",
+    "config_to_blame",
+    "describe_architecture",
+    "load_config",
+    "read_architecture",
+    "refuse_kernels",
+]
 
 # In-memory prefix -> prefixes that may replace it in checkpoints on the hub, first the one that runtimes look for. The right
 # one is not guessed: it is the first that transformers maps back to the in-memory name.
@@ -31,6 +41,11 @@ _ON_HUB = {
     "model.vision_tower.": ("vision_tower.vision_model.", "vision_tower."),
     "model.": ("",),
 }
+
+# Entries of a config that count layers, and those that are the size of a dimension or a part of it. `max_window_layers` is only a
+# limit, and not among them.
+_LAYERS = re.compile(r"(?:num_(?:\w+_)?|n_)?layers?|depth")
+_SIZES = re.compile(r"(?:hidden|intermediate|vocab|patch)_size|head_dim|(?:num_|max_num_)\w+|attention_heads")
 
 
 @dataclass(frozen=True)
@@ -97,12 +112,16 @@ class Architecture:
 
         return sorted(self.shapes, key=place)
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def check(self, checkpoint: Checkpoint, ignore_unused: bool = False) -> None:
         """Compare the checkpoint's tensors with those that the config implies, by metadata.
 
+        Args:
+            checkpoint: the checkpoint.
+            ignore_unused: whether to accept a matrix that the model of the config does not have, and that an artifact
+                leaves out.
+
         Raises:
-            BadInputError: if a tensor is missing or has a wrong shape, or if the checkpoint holds a matrix that the model of
-                the config does not have, which an artifact would leave out.
+            BadInputError: if a tensor is missing or has a wrong shape or dtype, or if there is such a matrix.
         """
         for name, shape in self.shapes.items():
             if name not in self.names and name not in self.tied:
@@ -110,19 +129,72 @@ class Architecture:
                     f"{checkpoint.folder} lacks tensor {self.on_hub[name]} (shape {list(shape)}), which config.json asks for: "
                     "fetch the checkpoint again or correct its config.json"
                 )
-            info = checkpoint.tensors[self.source(name)]
+            info = checkpoint.weight(self.source(name))
             if info.shape != shape:
                 raise BadInputError(
                     f"{checkpoint.folder / info.file}: tensor {self.source(name)} has shape {list(info.shape)}, expected "
                     f"{list(shape)} from config.json: give the config that belongs to these weights"
                 )
+        weights = {} if ignore_unused else checkpoint.weights
         for name, in_file in self.names.items():
             info = checkpoint.tensors[in_file]
-            if name not in self.shapes and len(info.shape) > 1:
+            if name not in self.shapes and in_file in weights and len(info.shape) > 1:
                 raise BadInputError(
                     f"{checkpoint.folder / info.file}: config.json describes no layer for tensor {in_file} "
                     f"(shape {list(info.shape)}), so no runtime would use it: give the config that belongs to these weights"
                 )
+
+
+def check_sizes(checkpoint: Checkpoint) -> None:
+    """Refuse a config with more layers than the checkpoint has tensors, or with sizes beyond those of all tensors.
+
+    This is found before anything is made of the config.
+
+    Raises:
+        BadInputError: with the entry of config.json.
+    """
+    count = len(checkpoint.tensors)
+    largest = max((size for info in checkpoint.tensors.values() for size in info.shape), default=0)
+    for place, part in _parts(checkpoint.config):
+        for key, value in part.items():
+            if _LAYERS.fullmatch(key):
+                limit, what = count, f"the checkpoint has {count} tensors"
+            elif _SIZES.fullmatch(key):
+                limit, what = largest, f"no tensor of the checkpoint has a dimension above {largest}"
+            elif key == "image_size" and isinstance(patch := part.get("patch_size"), int) and patch > 0:
+                limit = patch * (math.isqrt(largest) + 1)
+                what = f"the checkpoint has no positions for that many patches of {patch}"
+            else:
+                continue
+            if isinstance(value, int) and not 0 <= value <= limit:
+                raise BadInputError(
+                    f"{checkpoint.folder / 'config.json'} has {place}{key} {value}, and {what}: give the config that belongs to these "
+                    "weights"
+                )
+
+
+def refuse_kernels(checkpoint: Checkpoint) -> None:
+    """Refuse a config that names a repository of kernels, which are code that transformers would download and run.
+
+    Raises:
+        BadInputError: with the entry of config.json.
+    """
+    for place, part in _parts(checkpoint.config):
+        for key, value in part.items():
+            if "_implementation" in key and "/" in json.dumps(value):
+                raise BadInputError(
+                    f"{checkpoint.folder / 'config.json'} asks for code from {value} ({place}{key}), which vlmconvert does not run: "
+                    "remove that entry"
+                )
+
+
+def _parts(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A config and all its parts, each with the beginning of its entries' names, such as `text_config.`."""
+    left = [("", config)]
+    while left:
+        place, part = left.pop()
+        yield place, part
+        left += [(f"{place}{key}.", value) for key, value in part.items() if isinstance(value, dict)]
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -139,7 +211,10 @@ def load_config(folder: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise BadInputError(f"transformers refuses {folder / 'config.json'} ({reason}): correct the config") from error
+        raise BadInputError(
+            f"transformers refuses {folder / 'config.json'} ({reason[:300]}): correct the config"
+        ) from error
+    use_sdpa(config)  # it does not matter here, and another implementation may need a package that is not installed
     config.name_or_path = ""  # no result may depend on the path of the folder
     return config
 

@@ -44,6 +44,7 @@ __all__ = [
     "TransformPass",
     "WeightBits",
     "check_order",
+    "final_bits",
     "load_pass",
     "named_failure",
     "parse_pass",
@@ -251,6 +252,11 @@ class TransformPass(Pass, ABC):
             context: the services of the conversion.
         """
 
+    @property
+    def takes_nonfinite(self) -> bool:
+        """Whether the pass takes weights that are NaN or infinite; a checkpoint that has some is refused otherwise."""
+        return False
+
     def needs_activations(self, role: str) -> bool:
         """Whether the pass needs the activations that reach a block of this role."""
         return False
@@ -279,6 +285,12 @@ class TransformPass(Pass, ABC):
             shape: shape of the weight; vectors are never compressed.
         """
         return None
+
+
+def final_bits(steps: Sequence[TransformPass], role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
+    """What the last pass that changes a weight makes of it; None if no pass does. See `TransformPass.weight_bits`."""
+    made = [found for step in steps if (found := step.weight_bits(role, layer, shape)) is not None]
+    return made[-1] if made else None
 
 
 def check_order(component: Component, steps: Sequence[TransformPass], ends: Sequence[Form]) -> None:

@@ -7,64 +7,45 @@ found here, before any weight is read.
 from __future__ import annotations
 
 import json
-import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from manifests.errors import BadInputError
 from manifests.files import read_json
+from passes.checkpoint_files import check_file, weight_files
+from passes.header import FLOAT_DTYPES, TensorInfo, read_header
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = [
-    "FLOAT_DTYPES",
     "Checkpoint",
-    "TensorInfo",
     "fetch_checkpoint",
     "open_checkpoint",
     "read_config",
-    "read_header",
 ]
 
-FLOAT_DTYPES = ("F32", "F16", "BF16")
-_BUFFER_DTYPE = "I64"
-_DTYPE_SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, _BUFFER_DTYPE: 8}
-_HEADER_LIMIT = 100_000_000  # the same limit as the safetensors library's
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """Place of one tensor: `dtype` is F32, F16, BF16, I8 or I64, `offset` counts bytes from the start of the file."""
-
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
-
-    @property
-    def byte_size(self) -> int:
-        """Number of bytes."""
-        return self.size * _DTYPE_SIZES[self.dtype]
+_CONFIG, _NO_CONFIG = "config.json", "give a Hugging Face checkpoint folder, which has one"
+_STORED = {"F32": "f4", "F16": "f2", "BF16": "u2", "I8": "i1"}  # as numpy calls them
+# config.json has a few kilobytes.
+_CONFIG_LIMIT = 4_000_000
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """An opened checkpoint; picklable, since it holds no weights.
 
-    The keys of `tensors` are the names in the files, which may be on-hub or in-memory names.
+    Attributes:
+        model: the hub id, or the name of the folder.
+        revision: the commit, if it came from the hub.
+        folder: the local folder.
+        config: content of config.json.
+        tensors: name in the files, which may be an on-hub or an in-memory name -> place; of every dtype.
+        unread_files: names of other files with weights in the folder, which transformers would not load either.
     """
 
     model: str
@@ -72,6 +53,9 @@ class Checkpoint:
     folder: Path
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
+    # Dtypes of tensors that models read; those of others are buffers, which models make themselves.
+    dtypes: ClassVar[tuple[str, ...]] = FLOAT_DTYPES
+    unread_files: tuple[str, ...] = ()
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """Read one tensor as float32, whatever its dtype in the file.
@@ -86,12 +70,11 @@ class Checkpoint:
         import numpy as np
 
         info = self.tensors[name]
-        stored = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I8": np.int8}[info.dtype]
         shape, offset = info.shape, info.offset
         if rows is not None:
             shape = (rows[1] - rows[0], *shape[1:])
             offset += rows[0] * (info.byte_size // info.shape[0])
-        values = np.fromfile(self.folder / info.file, dtype=stored, count=prod(shape), offset=offset)
+        values = np.fromfile(self.folder / info.file, dtype=_STORED[info.dtype], count=prod(shape), offset=offset)
         if values.size != prod(shape):
             raise BadInputError(
                 f"{self.folder / info.file} ended inside tensor {name}, so it changed while it was read: convert again"
@@ -103,21 +86,40 @@ class Checkpoint:
             values = wide.view(np.float32)
         return values.astype(np.float32, copy=False).reshape(shape)
 
+    def weight(self, name: str) -> TensorInfo:
+        """The place of a tensor that a model reads.
+
+        Raises:
+            BadInputError: if it is of another dtype.
+        """
+        info = self.tensors[name]
+        if info.dtype not in self.dtypes:
+            raise BadInputError(
+                f"{self.folder / info.file}: tensor {name} has dtype {info.dtype}, expected {', '.join(self.dtypes[:-1])} or "
+                f"{self.dtypes[-1]}: give the float checkpoint"
+            )
+        return info
+
     @property
     def weight_files(self) -> list[str]:
         """Names of the safetensors files, sorted."""
         return sorted({info.file for info in self.tensors.values()})
 
     @property
+    def weights(self) -> dict[str, TensorInfo]:
+        """The tensors of the dtypes that models read."""
+        return {name: info for name, info in self.tensors.items() if info.dtype in self.dtypes}
+
+    @property
     def dtype(self) -> str:
         """The dtypes of the weights, such as `BF16` or `BF16+F32`."""
-        return "+".join(sorted({info.dtype for info in self.tensors.values()}))
+        return "+".join(sorted({info.dtype for info in self.weights.values()}))
 
     @property
     def main_dtype(self) -> str:
         """The dtype that takes most bytes of the weights."""
         sizes: Counter[str] = Counter()
-        for info in self.tensors.values():
+        for info in self.weights.values():
             sizes[info.dtype] += info.byte_size
         return sizes.most_common(1)[0][0]
 
@@ -176,28 +178,27 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
     Raises:
         BadInputError: if the config or a weight file is missing, damaged, unsafe or in an unsupported format.
     """
+    check_file(folder, _CONFIG, _NO_CONFIG)
     config = read_config(folder)
     if method := _quantization(folder, config):
         raise BadInputError(
             f"{folder} is already quantized ({method}): give the float checkpoint that it was made from"
         )
+    files = weight_files(folder, config)
     tensors: dict[str, TensorInfo] = {}
-    for file, names in _weight_files(folder).items():
-        header = read_header(folder, file, (*FLOAT_DTYPES, _BUFFER_DTYPE))
+    for file, names in files.named.items():
+        header = read_header(folder, file)
         if names is not None and (missing := sorted(names - header.keys())):
             raise BadInputError(
                 f"{folder / file} lacks tensor {missing[0]}, which the index places there "
                 f"({len(missing)} such tensors): fetch the file again"
             )
-        for name, info in header.items():
-            if name in tensors:
-                raise BadInputError(
-                    f"tensor {name} is in both {tensors[name].file} and {file}: fetch the checkpoint again"
-                )
-            # Integers are position ids in older checkpoints; they are not weights, and models make them themselves.
-            if info.dtype != _BUFFER_DTYPE:
-                tensors[name] = info
-    return Checkpoint(model or folder.resolve().name, revision, folder, config, tensors)
+        if twice := sorted(header.keys() & tensors.keys()):
+            raise BadInputError(
+                f"tensor {twice[0]} is in both {tensors[twice[0]].file} and {file}: fetch the checkpoint again"
+            )
+        tensors |= header
+    return Checkpoint(model or folder.resolve().name, revision, folder, config, tensors, files.unread)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -206,103 +207,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         BadInputError: if the file is missing or damaged, or names no model_type.
     """
-    config = read_json(folder / "config.json", "give a Hugging Face checkpoint folder, which has one")
+    config = read_json(folder / _CONFIG, _NO_CONFIG, _CONFIG_LIMIT)
     if not isinstance(config, dict) or "model_type" not in config:
-        raise BadInputError(f"{folder / 'config.json'} names no model_type: give an unmodified checkpoint folder")
+        raise BadInputError(f"{folder / _CONFIG} names no model_type: give an unmodified checkpoint folder")
+    try:
+        json.dumps(config, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise BadInputError(
+            f"{folder / _CONFIG} holds NaN, an infinite number, or too many parts inside of each other: correct the config"
+        ) from error
     return config
 
 
 def _quantization(folder: Path, config: dict[str, Any]) -> str | None:
     """How the weights in a folder were quantized, according to its config or its files; None if they are float."""
-    for part in (config, config.get("text_config")):
+    for part in (config, *config.values()):
         if isinstance(part, dict) and (method := part.get("quantization_config")):
             return str(method.get("quant_method", "unknown") if isinstance(method, dict) else method)
     # msmodelslim and MindIE write this key, or the files below.
     if config.get("quantize"):
         return str(config["quantize"])
     return next((path.name for path in sorted(folder.glob("quant_model_description*.json"))), None)
-
-
-def _weight_files(folder: Path) -> dict[str, set[str] | None]:
-    """Names of the weight files -> names of the tensors that the index places in each, or None without an index."""
-    index_file = folder / "model.safetensors.index.json"
-    if index_file.exists():
-        index = read_json(index_file)
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise BadInputError(f"{index_file} has no weight_map: fetch the file again")
-        files: dict[str, set[str] | None] = {}
-        for name, file in weight_map.items():
-            # Only plain file names are allowed, since ".." or an absolute path would lead out of the folder.
-            if not isinstance(file, str) or Path(file).name != file or file in {"", ".."}:
-                raise BadInputError(
-                    f"{index_file} places tensor {name} in {file!r}, outside its own folder: do not use this checkpoint"
-                )
-            names = files.setdefault(file, set())
-            assert names is not None
-            names.add(name)
-        for file in files:
-            if not (folder / file).is_file():
-                raise BadInputError(f"{folder / file} is missing, and {index_file.name} names it: fetch the file again")
-        return files
-    if (folder / "model.safetensors").is_file():
-        return {"model.safetensors": None}
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickles:
-        raise BadInputError(
-            f"{folder} holds pickled weights only ({pickles[0]}), which can run code when read: save the model with "
-            "save_pretrained, which writes safetensors, and convert that folder"
-        )
-    raise BadInputError(f"{folder} holds neither model.safetensors nor model.safetensors.index.json: fetch the weights")
-
-
-def read_header(folder: Path, file: str, dtypes: Sequence[str] = FLOAT_DTYPES) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file.
-
-    Args:
-        folder: the folder of the file.
-        file: name of the file.
-        dtypes: accepted dtypes.
-
-    Raises:
-        BadInputError: if the file is damaged, or holds a tensor of another dtype.
-    """
-    path = folder / file
-    damaged = f"{path} is not a whole safetensors file"
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(_HEADER_LIMIT, size - 8):
-            raise BadInputError(f"{damaged} (header of {length} bytes in a file of {size}): fetch the file again")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise BadInputError(f"{damaged} (its header is not JSON): fetch the file again") from error
-    header.pop("__metadata__", None)
-    tensors = {}
-    end = 0
-    for name, entry in header.items():
-        try:
-            dtype, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadInputError(f"{damaged} (entry {name} is malformed): fetch the file again") from error
-        if dtype not in dtypes:
-            mend = "convert the checkpoint again" if "I8" in dtypes else "give the float checkpoint"
-            known = [dtype for dtype in dtypes if dtype != _BUFFER_DTYPE]
-            raise BadInputError(
-                f"{path}: tensor {name} has dtype {dtype}, expected {', '.join(known[:-1])} or {known[-1]}: {mend}"
-            )
-        info = TensorInfo(file, dtype, shape, 8 + length + first)
-        if last - first != info.byte_size or first < 0:
-            raise BadInputError(
-                f"{path}: tensor {name} of shape {list(shape)} takes {info.byte_size} bytes as {dtype}, "
-                f"and its header gives {last - first}: fetch the file again"
-            )
-        tensors[name] = info
-        end = max(end, last)
-    if size != 8 + length + end:
-        raise BadInputError(
-            f"{path} has {size} bytes, but its header describes {8 + length + end}: fetch the file again"
-        )
-    return tensors

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from manifests.errors import BadInputError
 from passes.checkpoint import Checkpoint
+from passes.checkpoint_files import check_file, check_text, read_object
 
-__all__ = ["check_processor", "processor_files", "source_names"]
+__all__ = ["check_processor", "processor_files", "source_names", "template_file"]
 
 _NAMES = {
     "added_tokens.json",
@@ -25,6 +26,9 @@ _NAMES = {
     "vocab.json",
 }
 
+_REFUSED = ("audio_tokenizer_config.json",)
+_MEND = "copy the processor's files from the model's page"
+
 
 def processor_files(folder: Path) -> list[Path]:
     """Processor, tokenizer, chat template and generation config files of a checkpoint."""
@@ -39,17 +43,35 @@ def source_names(checkpoint: Checkpoint) -> list[str]:
 
 
 def check_processor(folder: Path, required: tuple[tuple[str, ...], ...]) -> None:
-    """Refuse a checkpoint without the processor's files.
+    """Refuse a checkpoint whose processor's files are missing, cannot be read, or would make transformers read others.
 
     Args:
         folder: the checkpoint.
         required: names of the required files; of the names in one tuple, one file is enough.
 
     Raises:
-        BadInputError: with the names of the missing files.
+        BadInputError: with the name of the file.
     """
     for alternatives in required:
-        if not any((folder / name).is_file() for name in alternatives):
-            raise BadInputError(
-                f"{folder} lacks {' or '.join(alternatives)}: copy the processor's files from the model's page"
-            )
+        if not any((folder / name).exists() for name in alternatives):
+            raise BadInputError(f"{folder} lacks {' or '.join(alternatives)}: {_MEND}")
+    for path in processor_files(folder):
+        if path.suffix == ".json":
+            content = read_object(folder, path.name, _MEND)
+            if "audio_tokenizer" in content:
+                raise BadInputError(
+                    f"{path} names an audio tokenizer, which transformers would load from another place: remove that entry"
+                )
+        elif path.suffix == ".jinja":
+            check_text(folder, path.name, _MEND)
+        else:
+            check_file(folder, path.name, _MEND)
+    for name in _REFUSED:
+        if (folder / name).exists():
+            raise BadInputError(f"{folder / name} makes transformers load other models: remove the file")
+
+
+def template_file(folder: Path) -> Path:
+    """The file in which transformers finds the chat template, or would look for it."""
+    names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+    return next((folder / name for name in names if (folder / name).exists()), folder / names[-1])

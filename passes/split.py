@@ -61,7 +61,7 @@ def check_tensors(
                         f"{checkpoint.folder} lacks tensor {name} (shape {list(expected)}), which block {block.name} of "
                         f"the {component.name} needs: fetch the checkpoint again or correct its config.json"
                     )
-                info = checkpoint.tensors[names[name]]
+                info = checkpoint.weight(names[name])
                 if info.shape != expected:
                     raise BadInputError(
                         f"{checkpoint.folder / info.file}: tensor {names[name]} has shape {list(info.shape)}, expected "

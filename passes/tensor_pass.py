@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from passes.architecture import Architecture
 from passes.base import Context, Effort, Form, Intermediate, TransformPass
-from passes.checkpoint import Checkpoint, TensorInfo
+from passes.checkpoint import Checkpoint
 from passes.export.safetensors import CHUNK, Entry, raw_chunks, ring
+from passes.header import TensorInfo
 from passes.opened import OpenedCheckpoint
 from passes.store import digest
 

@@ -47,6 +47,7 @@ def convert(
     store: StrPath | None = None,
     revision: str | None = None,
     token: str | None = None,
+    ignore_unused: bool = False,
     force: bool = False,
     dry_run: bool = False,
     save_recipe: StrPath | None = None,
@@ -81,6 +82,7 @@ def convert(
         store: folder where finished steps are kept; None is `~/.cache/vlmconvert`.
         revision: branch, tag or commit of a hub id.
         token: access token for a gated hub id.
+        ignore_unused: whether to leave out adapters and other tensors that the model of the config does not have.
         force: whether to replace a different artifact of vlmconvert at the output.
         dry_run: whether to stop after the plan.
         save_recipe: file to which the recipe is written that the options stand for.
@@ -154,6 +156,7 @@ def convert(
         cluster=cluster,
         revision=revision,
         token=token,
+        ignore_unused=ignore_unused,
         force=force,
         dry_run=dry_run,
         save_recipe=_path(save_recipe),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from manifests.errors import BadInputError
 from manifests.files import read_json
 from passes.ascend.format import DESCRIPTION_NAME
 from passes.ascend.w8a16 import OFFSET, SCALE
-from passes.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo, read_config, read_header
+from passes.checkpoint import Checkpoint, read_config
+from passes.header import FLOAT_DTYPES, TensorInfo, read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,8 @@ __all__ = ["W8A16Checkpoint", "open_w8a16", "read_description", "weight_files"]
 @dataclass(frozen=True)
 class W8A16Checkpoint(Checkpoint):
     """An opened W8A16 artifact; `tensors` contains the scales and offsets too, `names` does not."""
+
+    dtypes: ClassVar[tuple[str, ...]] = (*FLOAT_DTYPES, "I8")
 
     @property
     def names(self) -> list[str]:
@@ -53,7 +56,7 @@ def open_w8a16(folder: Path) -> W8A16Checkpoint:
     config = read_config(folder)
     tensors: dict[str, TensorInfo] = {}
     for file in weight_files(folder):
-        for name, info in read_header(folder, file, (*FLOAT_DTYPES, "I8")).items():
+        for name, info in read_header(folder, file, W8A16Checkpoint.dtypes).items():
             if name in tensors:
                 raise BadInputError(
                     f"{folder}: tensor {name} is in both {tensors[name].file} and {file}: convert the checkpoint again"

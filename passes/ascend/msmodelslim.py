@@ -17,8 +17,9 @@ from manifests.errors import BadInputError
 from passes.architecture import Architecture
 from passes.ascend.values import check_finite
 from passes.ascend.w8a16 import OFFSET, SCALE, W8A16, CompressW8A16Pass
-from passes.checkpoint import FLOAT_DTYPES, Checkpoint, read_header
+from passes.checkpoint import Checkpoint
 from passes.export.safetensors import CHUNK, Entry, raw_chunks, ring
+from passes.header import FLOAT_DTYPES, read_header
 from passes.tensor_pass import FLOAT, MadeTensor
 
 if TYPE_CHECKING:

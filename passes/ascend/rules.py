@@ -23,7 +23,8 @@ from passes.ascend.dequantize import read_description, weight_files
 from passes.ascend.family import AscendFamily
 from passes.ascend.format import DESCRIPTION_NAME
 from passes.ascend.w8a16 import OFFSET, SCALE, W8A16
-from passes.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo, read_config, read_header
+from passes.checkpoint import Checkpoint, read_config
+from passes.header import FLOAT_DTYPES, TensorInfo, read_header
 from passes.tensor_pass import FLOAT
 
 __all__ = ["RULES", "Rule", "check_folder"]

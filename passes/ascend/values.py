@@ -9,8 +9,9 @@ from itertools import repeat
 import numpy as np
 
 from manifests.errors import BadInputError
-from passes.checkpoint import Checkpoint, TensorInfo
+from passes.checkpoint import Checkpoint
 from passes.export.safetensors import CHUNK, raw_chunks
+from passes.header import TensorInfo
 
 __all__ = ["INFINITY", "MAGNITUDE", "check_finite", "nonfinite", "to_float32", "value_bits"]
 

@@ -16,8 +16,9 @@ from manifests.errors import BadInputError
 from passes.ascend.equalize import Equalizer, equalizers
 from passes.ascend.values import INFINITY, MAGNITUDE, check_finite, nonfinite, to_float32, value_bits
 from passes.base import WeightBits
-from passes.checkpoint import Checkpoint, TensorInfo
+from passes.checkpoint import Checkpoint
 from passes.export.safetensors import CHUNK, Entry, raw_chunks, ring
+from passes.header import TensorInfo
 from passes.tensor_pass import Chunks, MadeTensor, StoredTensor, TensorPass, Tensors
 
 __all__ = [
@@ -65,6 +66,10 @@ class CompressW8A16Pass(TensorPass):
         object.__setattr__(self, "group_size", max(self.group_size, 0))
         if self.outlier_suppression not in {"none", "equalize"}:
             raise BadInputError(f"outlier suppression {self.outlier_suppression} is unknown: use none or equalize")
+
+    @property
+    def takes_nonfinite(self) -> bool:
+        return self.allow_nonfinite
 
     def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
         return WeightBits(8) if role == "layer" and len(shape) > 1 else None

@@ -102,7 +102,28 @@ def save_block(model: ov.Model, source: BlockSource, output: Path) -> None:
     """
     import openvino as ov
 
+    _check_scales(model, source)
     floats = [tensor for tensor, precision in source.layers.items() if precision == "fp16"]
     store_in_half(model, floats)
     # `save_model` does not change graphs that hold compressed weights already.
     ov.save_model(model, output / BLOCK_FILE, compress_to_fp16=bool(source.block.tensors) and not floats)
+
+
+def _check_scales(model: ov.Model, source: BlockSource) -> None:
+    """Refuse a compressed block with a scale that is not finite, because its weight is too large for a scale in float16.
+
+    Raises:
+        BadInputError: with the name of the weight.
+    """
+    import numpy as np
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Constant" and node.get_element_type().get_type_name() == "f16":
+            if np.isfinite(node.data).all():
+                continue
+            name = node.get_friendly_name()
+            tensor = next((own for own in source.block.tensors.values() if name.startswith(own)), name)
+            raise BadInputError(
+                f"{source.checkpoint.folder}: tensor {tensor} is too large for this precision, whose scales are float16: use "
+                "--llm fp32 or --vision fp32"
+            )

@@ -14,7 +14,7 @@ import numpy as np
 from manifests.errors import BadInputError
 from manifests.files import CHUNKS_AHEAD, write_hashed
 from manifests.model import FileRecord
-from passes.checkpoint import TensorInfo
+from passes.header import TensorInfo
 
 __all__ = ["CHUNK", "Entry", "file_size", "raw_chunks", "ring", "split_into_shards", "write_safetensors"]
 

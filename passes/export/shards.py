@@ -10,8 +10,8 @@ import numpy as np
 
 from manifests.files import write_json
 from manifests.model import FileRecord
-from passes.checkpoint import FLOAT_DTYPES, read_header
 from passes.export.safetensors import Entry, file_size, split_into_shards, write_safetensors
+from passes.header import FLOAT_DTYPES, read_header
 from passes.tensor_pass import MadeTensor
 
 __all__ = ["Shards", "read_shards"]

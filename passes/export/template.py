@@ -7,6 +7,7 @@ Filling a template with the weights of a block of its kind needs no torch, and c
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,15 +16,16 @@ from typing import TYPE_CHECKING, Any, Self
 from calibration.activations import BlockInputs
 from manifests.files import read_json
 from passes.architecture import Architecture, config_to_blame, describe_architecture, load_config
-from passes.checkpoint import Checkpoint, TensorInfo
+from passes.checkpoint import Checkpoint
 from passes.compat.torch import put_tensor
+from passes.header import TensorInfo
 from passes.vocabulary import Block, Component, Kind, TensorShapes, kinds_of
 
 if TYPE_CHECKING:
     import openvino as ov
     from torch import nn
 
-__all__ = ["BlockSource", "Templates", "prepare"]
+__all__ = ["BlockSource", "Templates", "prepare", "trace"]
 
 VERSION = 3
 _CONFIG_FILE, _NAMES_FILE, _SHAPES_FILE = "config.json", "names.json", "shapes.json"
@@ -136,20 +138,17 @@ class BlockSource:
 
 
 def prepare(
-    folder: Path,
-    tensor_names: list[str],
-    describe: Callable[[dict[str, Any]], tuple[Component, ...]],
-    output: Path,
-    trace: bool = True,
+    folder: Path, tensor_names: list[str], describe: Callable[[dict[str, Any]], tuple[Component, ...]], output: Path
 ) -> None:
-    """Complete the config, map the tensors' names and trace every kind of block; meant for a process of its own.
+    """Complete the config, map the tensors' names and find the shapes of every kind; meant for a process of its own.
+
+    Nothing is computed, so a config that does not fit the tensors can be refused before anything is traced.
 
     Args:
         folder: the checkpoint folder; its weights are not read.
         tensor_names: names of the tensors in the checkpoint's files.
         describe: takes the completed config, and returns the components, such as a family's method; picklable.
-        output: an existing empty folder, which becomes `Templates.folder`.
-        trace: whether a graph of each kind is traced; otherwise, the folder holds everything else.
+        output: an existing empty folder, which becomes `Templates.folder` without traces.
 
     Raises:
         BadInputError: if transformers refuses the config, or cannot make a model of it.
@@ -164,8 +163,6 @@ def prepare(
         with config_to_blame(f"no {kind.name}"):
             module = kind.make_module(completed)
         shapes[kind.name] = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-        if trace:
-            _trace(kind, module, output)
     for component in components:
         component.bound(shapes)
     architecture = describe_architecture(config, tensor_names)
@@ -176,6 +173,24 @@ def prepare(
         (_ARCHITECTURE_FILE, architecture.to_json()),
     ):
         (output / file).write_text(json.dumps(content), encoding="utf-8")
+
+
+def trace(prepared: Path, describe: Callable[[dict[str, Any]], tuple[Component, ...]], output: Path) -> None:
+    """Trace every kind of block; meant for a process of its own.
+
+    Args:
+        prepared: the folder into which `prepare` has written.
+        describe: see `prepare`.
+        output: an existing empty folder, which becomes `Templates.folder`.
+
+    Raises:
+        BadInputError: if torch cannot trace a module, for which only the config can be at fault.
+    """
+    for file in (_CONFIG_FILE, _NAMES_FILE, _SHAPES_FILE, _ARCHITECTURE_FILE):
+        shutil.copyfile(prepared / file, output / file)
+    config = Templates(output).config
+    for kind in kinds_of(describe(config)).values():
+        _trace(kind, kind.make_module(config), output)
 
 
 def _trace(kind: Kind, module: nn.Module, output: Path) -> None:

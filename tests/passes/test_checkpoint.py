@@ -116,7 +116,7 @@ BROKEN = {
     ),
     "dtype": (
         lambda folder: change_header(folder, lambda h: h[LM_HEAD].update(dtype="I8")),
-        "has dtype I8, expected F32",
+        r"takes 65536 bytes as I8, and its header gives 131072",
     ),
     "sizes": (
         lambda folder: change_header(folder, lambda h: h[LM_HEAD].update(shape=[7, 7])),
@@ -168,6 +168,10 @@ PLANNED = {
     "wrong shape": (
         lambda folder: rename(folder, lambda t: t.update({LM_HEAD: torch.zeros(7, 7)})),
         r"has shape \[7, 7\], expected \[512, 128\]",
+    ),
+    "needed tensor of another dtype": (
+        lambda folder: rename(folder, lambda t: t.update({LM_HEAD: t[LM_HEAD].to(torch.int8)})),
+        "has dtype I8, expected F32, F16 or BF16",
     ),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), r"lacks tokenizer\.json"),
     "wrong family": (

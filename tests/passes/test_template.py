@@ -9,7 +9,7 @@ import pytest
 from manifests.errors import ConversionError
 from passes.architecture import read_architecture
 from passes.checkpoint import open_checkpoint
-from passes.export.template import Templates, prepare
+from passes.export.template import Templates, prepare, trace
 from vlmconvert.families import load_family
 
 
@@ -25,15 +25,19 @@ class Changed:
         return (vision, replace(language, blocks=blocks))
 
 
-def prepared(demo, folder, describe, trace) -> Templates:
-    prepare(demo, list(open_checkpoint(demo).tensors), describe, folder, trace)
+def prepared(demo, folder, describe) -> Templates:
+    prepare(demo, list(open_checkpoint(demo).tensors), describe, folder)
     return Templates(folder)
 
 
-@pytest.mark.parametrize("trace", [True, False])
-def test_what_transformers_says_is_read_back(demo, tmp_path, trace):
+@pytest.mark.parametrize("traced", [True, False])
+def test_what_transformers_says_is_read_back(demo, tmp_path, traced):
     family = load_family("mllama")
-    templates = prepared(demo, tmp_path, family.components, trace)
+    templates = prepared(demo, tmp_path, family.components)
+    if traced:
+        (tmp_path / "traced").mkdir()
+        trace(tmp_path, family.components, tmp_path / "traced")
+        templates = Templates(tmp_path / "traced")
     architecture = read_architecture(demo, list(open_checkpoint(demo).tensors))
     assert templates.architecture == architecture
     assert templates.names == architecture.names
@@ -44,10 +48,10 @@ def test_what_transformers_says_is_read_back(demo, tmp_path, trace):
             for parameter, tensor in block.tensors.items():
                 assert templates.shapes[block.kind][parameter] == architecture.shapes[tensor]
     traces = {f"{kind}.{suffix}" for kind in templates.shapes for suffix in ("xml", "bin")}
-    assert traces & {path.name for path in tmp_path.iterdir()} == (traces if trace else set())
+    assert traces & {path.name for path in templates.folder.iterdir()} == (traces if traced else set())
 
 
 @pytest.mark.parametrize("weights", [{}, {"embed_tokens": "model.language_model.embed_tokens", "norm": "model.norm"}])
 def test_weights_that_are_not_the_modules_are_refused(demo, tmp_path, weights):
     with pytest.raises(ConversionError, match="block embed_tokens"):
-        prepared(demo, tmp_path, Changed(weights), False)
+        prepared(demo, tmp_path, Changed(weights))

@@ -111,6 +111,8 @@ def _options() -> list[click.Parameter]:
         *map(_click_option, _target_options()),
         click.Option(["--revision"], help="Branch, tag or commit of a hub id."),
         click.Option(["--token"], envvar="HF_TOKEN", help="Access token for a gated hub id."),
+        click.Option(["--ignore-unused"], is_flag=True, help="Leave out adapters and other tensors that the model of the config does not have."
+        ),
         *machine_options(),
         click.Option(["--store"], type=folder, help="Folder where finished steps are kept.  [default: ~/.cache/vlmconvert]"),
         click.Option(["--force"], is_flag=True, help="Replace a different artifact of vlmconvert at the output."),

@@ -18,6 +18,7 @@ from manifests.io import write_manifest
 from manifests.model import Calibration, CalibrationSettings, Manifest, Settings, Source
 from passes.store import Store, library_versions
 from vlmconvert.console import Reporter, format_size
+from vlmconvert.conversion.bounds import weight_bounds
 from vlmconvert.conversion.build import Build, Contents
 from vlmconvert.conversion.disk import check_disk, check_store, on_one_disk, prune_store, store_limit
 from vlmconvert.conversion.forecast import Forecast, choose_resources, forecast
@@ -30,6 +31,7 @@ from vlmconvert.conversion.publish import Planned, check_output, publish, stagin
 from vlmconvert.conversion.sample import calibration_samples, sketch_sample
 from vlmconvert.conversion.source import hash_source, source_sizes
 from vlmconvert.conversion.summary import folder_size, forecast_text, plan_notes, plan_table, result_table
+from vlmconvert.conversion.trial import try_processor
 from vlmconvert.conversion.validate import Limits, validate
 from vlmconvert.conversion.workers import Check, LocalWorkers, Workers, connect, parse_cluster
 from vlmconvert.families.opened import OpenedModel
@@ -67,6 +69,7 @@ class Request:
             one.
         revision: branch, tag or commit of a hub id.
         token: access token for a gated hub id.
+        ignore_unused: whether to leave out adapters and other tensors that the model of the config does not have.
         force: whether to replace a different artifact of vlmconvert at the output.
         dry_run: whether to stop after the plan.
         save_recipe: file to which the recipe is written.
@@ -93,6 +96,7 @@ class Request:
     max_memory: str | None = None
     revision: str | None = None
     token: str | None = None
+    ignore_unused: bool = False
     force: bool = False
     dry_run: bool = False
     save_recipe: Path | None = None
@@ -145,14 +149,14 @@ def convert(request: Request, reporter: Reporter) -> Converted:
         store = Store(request.store, checkpoint.model)
         check_store(store)
         store.remove_leftovers()
-        model = open_model(family, checkpoint, helper, store, reporter, target.traced)
+        model = open_model(family, checkpoint, helper, store, reporter, target.traced, request.ignore_unused)
         recipe = request.recipe or _recipe(request, target, model)
         plan = make_plan(recipe, target, model)
         name = f"{Path(checkpoint.model).name}-{plan.label}"
         output = request.output or Path(name)
         reporter.table(plan_table(plan, checkpoint.dtype))
         validated = request.validate and target.runnable
-        for line in plan_notes(plan):
+        for line in plan_notes(plan, checkpoint.unread_files):
             reporter.say(line)
         if validated != request.validate:
             reporter.say(f"not validated: vlmconvert cannot run {target.title}")
@@ -171,6 +175,7 @@ def convert(request: Request, reporter: Reporter) -> Converted:
             write_atomically(request.save_recipe, recipe_text(recipe, plan.calibrates))
         limits = Limits(request.validation_samples, request.validation_time, request.max_kl, request.max_drop)
         samples = calibration_samples(plan, model)
+        try_processor(model, helper, store, reporter)
         sketch = None
         if target.traced and (validated or plan.calibrates):
             sketch = sketch_sample(model, samples, plan.calibration.sequence_length, helper, store, reporter)
@@ -186,7 +191,7 @@ def convert(request: Request, reporter: Reporter) -> Converted:
         _check_disk(expected, plan, store, output.parent, linked)
 
         cleanup.enter_context(one_writer(store, output))
-        source = hash_source(checkpoint, reporter)
+        source = hash_source(checkpoint, reporter, weight_bounds(plan, model))
         cleanup.enter_context(one_conversion(store, source.identity(model), reporter))
         model = model.completed()
         with staging(output) as staged:

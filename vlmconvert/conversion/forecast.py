@@ -86,7 +86,7 @@ def forecast(
         resources: what the conversion may use.
     """
     memory = _IDLE + _HELPER
-    weights = sum(info.byte_size for info in model.checkpoint.tensors.values())
+    weights = sum(info.byte_size for info in model.checkpoint.weights.values())
     seconds = _OPEN + weights / machine.hash / machine.cores
     remote, workers = resources.remote, resources.workers
     disk = done = waiting = 0
@@ -223,7 +223,7 @@ def _validation(
     seconds: float,
 ) -> tuple[float, float]:
     """Memory and time of the comparison with the checkpoint, after a conversion that took `seconds`."""
-    size = sum(4 * info.size for info in model.checkpoint.tensors.values())
+    size = sum(4 * info.size for info in model.checkpoint.weights.values())
     batches = ceil(limits.samples / BATCH)
     longest = max(MINUTE, limits.share * seconds) if limits.share else float("inf")
     # Without a sketch, only the weights are known, which take most of the time and memory of large models.

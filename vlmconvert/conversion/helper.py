@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from concurrent.futures import wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from manifests.errors import ConversionError
+from manifests.errors import BadInputError, ConversionError
 from passes.compat.loky import end_processes, end_with_parent
 
 if TYPE_CHECKING:
@@ -19,6 +18,10 @@ __all__ = ["Helper"]
 
 T = TypeVar("T")
 _INTERVAL = 0.2  # seconds
+
+
+class _DiedError(ConversionError):
+    """The helper process has ended before its work was done."""
 
 
 class Helper:
@@ -56,12 +59,29 @@ class Helper:
             meanwhile()
         try:
             result: T = future.result()
-        except BrokenProcessPool as error:
-            raise ConversionError(
+        except BrokenExecutor as error:
+            self.close()
+            raise _DiedError(
                 "the process that runs torch died; if the machine ran out of memory, close other programs and run the same "
                 "command again, which goes on from here"
             ) from error
         return result
+
+    def run_limited(self, too_much: str, function: Callable[..., T], *arguments: Any) -> T:
+        """Run a function that limits its own time or memory with `passes.limits.run_limited`.
+
+        Args:
+            too_much: the error if the function takes more of them.
+            function: the function.
+            arguments: its arguments.
+
+        Raises:
+            BadInputError: with `too_much`.
+        """
+        try:
+            return self.run(function, *arguments)
+        except (_DiedError, MemoryError) as error:
+            raise BadInputError(too_much) from error
 
     def close(self, patient: bool = False) -> None:
         """End the idle process.

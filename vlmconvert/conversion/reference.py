@@ -24,7 +24,7 @@ def fits_whole(opened: OpenedModel, beside: int, limit: int | None = None) -> bo
         beside: bytes of memory that the artifact needs at the same time.
         limit: limit for the memory in bytes; None takes what is free.
     """
-    return sum(4 * info.size for info in opened.checkpoint.tensors.values()) <= _free(beside, limit)
+    return sum(4 * info.size for info in opened.checkpoint.weights.values()) <= _free(beside, limit)
 
 
 def _free(beside: int, limit: int | None = None) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from manifests.files import file_record
 from manifests.model import FileRecord
 from passes.checkpoint import Checkpoint
 from passes.export.template import VERSION
+from passes.finite import Bound, hash_weights
 from passes.processor_files import source_names
 from passes.store import digest, library_versions
 from vlmconvert.console import Reporter, format_size
@@ -40,15 +41,27 @@ def source_sizes(checkpoint: Checkpoint) -> dict[str, int]:
     return {name: (checkpoint.folder / name).stat().st_size for name in source_names(checkpoint)}
 
 
-def hash_source(checkpoint: Checkpoint, reporter: Reporter) -> Source:
-    """Hash all files of a checkpoint, several at a time."""
+def hash_source(checkpoint: Checkpoint, reporter: Reporter, bounds: Mapping[str, Bound] | None = None) -> Source:
+    """Hash all files of a checkpoint, several at a time, and check the values of its tensors on the way.
+
+    Args:
+        checkpoint: the checkpoint.
+        reporter: shows progress.
+        bounds: name of each tensor that is checked -> what its values must be.
+
+    Raises:
+        BadInputError: if a value is out of bounds.
+    """
+    of_file: dict[str, dict[str, Bound]] = {file: {} for file in checkpoint.weight_files}
+    for tensor, bound in (bounds or {}).items():
+        of_file[bound.info.file][tensor] = bound
     sizes = source_sizes(checkpoint)
     folder = checkpoint.folder
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as threads,
         reporter.stage(f"hashing {format_size(sum(sizes.values()))} of the checkpoint", len(sizes)) as step,
     ):
-        pending = {name: threads.submit(file_record, folder / name, folder) for name in sizes}
+        pending = {name: threads.submit(hash_weights, folder, name, of_file.get(name, {})) for name in sizes}
         records = []
         for name, future in pending.items():
             records.append(future.result())

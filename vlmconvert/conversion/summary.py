@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -13,6 +13,9 @@ from vlmconvert.conversion.forecast import Forecast, Resources
 from vlmconvert.conversion.plan import Plan
 
 __all__ = ["folder_size", "forecast_text", "plan_notes", "plan_table", "result_table"]
+
+# Names of unread tensors or files that the plan lists.
+_FEW = 8
 
 
 def plan_table(plan: Plan, dtype: str) -> Table:
@@ -34,15 +37,28 @@ def plan_table(plan: Plan, dtype: str) -> Table:
     return table
 
 
-def plan_notes(plan: Plan) -> Iterator[str]:
-    """Yield notes on the plan: layers with other precisions, fallbacks, unused tensors."""
+def plan_notes(plan: Plan, unread_files: Sequence[str]) -> Iterator[str]:
+    """Yield notes on the plan: layers with other precisions, fallbacks, and what is not read of the checkpoint.
+
+    Args:
+        plan: the plan.
+        unread_files: names of files with weights that transformers would not load either.
+    """
     for item in plan.components:
         for layer, precision in item.layers.items():
             yield f"layer {layer}: {precision}"
         for fallback in item.fallbacks:
             yield f"fallback: {fallback}"
     if plan.unused_tensors:
-        yield f"not used: {len(plan.unused_tensors)} tensors of the checkpoint, such as {plan.unused_tensors[0]}"
+        yield f"not read, since no component needs them: {_listed(plan.unused_tensors, 'tensors')}"
+    if unread_files:
+        yield f"not read, since transformers loads other files of the checkpoint: {_listed(unread_files, 'files')}"
+
+
+def _listed(names: Sequence[str], what: str) -> str:
+    """Some names, and how many more there are."""
+    some = ", ".join(names[:_FEW])
+    return some if len(names) <= _FEW else f"{some} and {len(names) - _FEW} more {what}"
 
 
 def forecast_text(expected: Forecast, resources: Resources) -> str:

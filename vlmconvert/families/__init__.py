@@ -97,12 +97,14 @@ def complete_config(
         checkpoint: the checkpoint, whose tensors are read.
 
     Raises:
-        BadInputError: if the checkpoint lacks one of these tensors.
+        BadInputError: if the checkpoint lacks one of these tensors, or holds no floating-point numbers in it.
     """
     tensors = family.config_tensors
     missing = [tensor for tensor in tensors.values() if tensor not in names]
     if missing:
         raise BadInputError(f"{checkpoint.folder} lacks tensor {missing[0]}: fetch the checkpoint again")
+    for tensor in tensors.values():
+        checkpoint.weight(names[tensor])
     return config | {key: checkpoint.read(names[tensor]).tolist() for key, tensor in tensors.items()}
 
 

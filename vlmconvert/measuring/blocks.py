@@ -14,7 +14,7 @@ from manifests.leftovers import scratch_folder
 from manifests.model import Manifest
 from passes.chain import BlockModels, CheckpointBlocks, FloatChain
 from passes.checkpoint import open_checkpoint, read_config
-from passes.export.template import Templates, prepare
+from passes.export.template import Templates, prepare, trace
 from passes.store import Store
 from passes.validate.blocks import ValidateBlocksPass
 from vlmconvert.families import load_family
@@ -45,16 +45,17 @@ def block_errors(
     family = load_family(manifest.family)
     components = family.components(config)
     with scratch_folder() as temporary:
-        folders = [Path(temporary) / name for name in ("templates", "inputs", "store")]
+        folders = [Path(temporary) / name for name in ("prepared", "templates", "inputs", "store")]
         for folder in folders:
             folder.mkdir()
-        templates, inputs, store = folders
+        prepared, templates, inputs, store = folders
         blocks: BlockModels
         if (reference / MANIFEST_NAME).is_file():
             blocks, other = _blocks(reference, read_manifest(reference)), read_config(reference)
         else:
             checkpoint = open_checkpoint(reference)
-            prepare(reference, list(checkpoint.tensors), family.components, templates)
+            prepare(reference, list(checkpoint.tensors), family.components, prepared)
+            trace(prepared, family.components, templates)
             blocks, other = CheckpointBlocks(checkpoint, Templates(templates)), Templates(templates).config
         if family.components(other) != components:
             raise BadInputError(

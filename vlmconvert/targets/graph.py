@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
 from manifests.errors import VlmConvertError
+from passes.base import final_bits
 from vlmconvert.options import Option
 from vlmconvert.targets.base import ComponentPlan, ComponentRequest, Target, source_size
 
@@ -67,8 +68,8 @@ class GraphTarget(Target):
         for block in asked.component.blocks:
             for name in block.tensors.values():
                 info = asked.model.checkpoint.tensors[asked.model.names[name]]
-                # The last pass that changes weights decides the precision of this one.
-                made = [found for step in asked.steps if (found := step.weight_bits(block.role, name, info.shape))][-1]
+                made = final_bits(asked.steps, block.role, name, info.shape)
+                assert made is not None
                 after += int(info.size * _LAYER_BITS.get(asked.layers.get(name, ""), made.bits) / 8)
                 if name not in asked.layers and made.fallback:
                     fallbacks.append(made.fallback)

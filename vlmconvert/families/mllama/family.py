@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manifests.errors import BadInputError
 from passes.ascend.family import AscendFamily, CrossAttention, VisionStack
 from passes.vocabulary import Component
 from vlmconvert.families.base import Family
@@ -24,6 +25,7 @@ class Mllama(Family):
 
     def components(self, config: dict[str, Any]) -> tuple[Component, ...]:
         """The vision encoder and the language model."""
+        check_layers(config)
         return (vision_encoder(config), language_model(config))
 
     def inputs(self, processed: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -54,6 +56,27 @@ class Mllama(Family):
         from vlmconvert.families.mllama.reference import Reference
 
         return Reference(folder)
+
+
+def check_layers(config: dict[str, Any]) -> None:
+    """Refuse a config whose numbers of layers do not fit the layers that it names.
+
+    Raises:
+        BadInputError: with the entry of the config.
+    """
+    text, vision = config["text_config"], config["vision_config"]
+    for part, name in ((text, "num_hidden_layers"), (vision, "num_hidden_layers"), (vision, "num_global_layers")):
+        if part[name] < 1:
+            raise BadInputError(
+                f"config.json has {name} {part[name]}, and a model has at least one layer: copy config.json from the model's page"
+            )
+    for part, name in ((text, "cross_attention_layers"), (vision, "intermediate_layers_indices")):
+        chosen, count = list(part[name]), part["num_hidden_layers"]
+        if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= index < count for index in chosen):
+            raise BadInputError(
+                f"config.json has {name} {chosen}, and not some of the {count} layers from 0 to {count - 1}: copy config.json from "
+                "the model's page"
+            )
 
 
 def image_positions(config: dict[str, Any]) -> int:

@@ -37,8 +37,10 @@ def checked_processor(folder: Path, open_files: Callable[[Path], Any]) -> Any:
     logging.set_verbosity_error()
     try:
         processor = open_files(folder)
+        if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+            raise TypeError(f"{type(processor).__name__} does not process images and text")
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise BadInputError(
             f"the processor in {folder} cannot be loaded ({reason}): copy its files from the model's page"
         ) from error

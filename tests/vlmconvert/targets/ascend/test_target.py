@@ -123,7 +123,9 @@ def test_of_two_image_processors_the_nested_one_counts(tmp_path, checkpoint, sto
     if not nested:
         del processor["image_processor"]
         path.write_text(json.dumps(processor))
-    (source / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor", "own": 1}')
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    images = {"image_processor_type": "CLIPImageProcessor", "own": 1, **sizes}
+    (source / "preprocessor_config.json").write_text(json.dumps(images))
     convert(source, tmp_path / "out", store)
     found = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
     assert ("own" in found) is not nested
