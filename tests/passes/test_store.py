@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from passes.store import Store, digest
+from passes.store import Store, _intact, digest
 
 
 def test_an_entry_is_made_once(tmp_path):
@@ -46,7 +46,7 @@ def test_two_makers_of_one_entry_agree(tmp_path):
 
     nested: list[int] = []
     assert (store.get_or_make("ef" * 32, make) / "x").read_text() == "first"
-    assert len(list(tmp_path.glob("*/*"))) == 1
+    assert len([path for path in tmp_path.glob("*/*") if path.is_dir()]) == 1
 
 
 def test_digest_depends_on_values_not_on_order_of_keys():
@@ -110,3 +110,29 @@ def test_an_owner_knows_the_size_of_its_own_entries(tmp_path):
     assert [store.size() for store in (own, other, Store(tmp_path, "nobody"))] == [3, 50, 0]
     assert Store(tmp_path).size() == 53
     assert [entry.what for entry in own.entries()] == ["mine: a result", "yours: a result"]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "shorter", "missing", "added", "unsummed"])
+def test_a_damaged_entry_is_noticed_by_the_next_process_and_made_again(tmp_path, damage):
+    store, key = Store(tmp_path), "ab" * 32
+
+    def make(folder):
+        (folder / "inner").mkdir()
+        (folder / "inner" / "x").write_bytes(bytes(range(200)))
+
+    file = store.get_or_make(key, make) / "inner" / "x"
+    if damage == "flipped":
+        file.write_bytes(bytes([1, *range(1, 200)]))
+    elif damage == "shorter":
+        file.write_bytes(bytes(range(199)))
+    elif damage == "missing":
+        file.unlink()
+    elif damage == "added":
+        (file.parent / "y").touch()
+    else:
+        next(tmp_path.glob("*/*.json")).unlink()
+    assert key in store  # this process has made it
+    _intact.clear()
+    assert key not in store
+    assert not file.exists()
+    assert (store.get_or_make(key, make) / "inner" / "x").read_bytes() == bytes(range(200))

@@ -15,11 +15,14 @@ import click
 from manifests.errors import VlmConvertError
 from vlmconvert.commands import COMMANDS
 from vlmconvert.commands.stopping import Stopped, stoppable
-from vlmconvert.commands.streams import open_streams
+from vlmconvert.commands.streams import open_streams, silence
 from vlmconvert.families import FAMILIES
 from vlmconvert.version import __version__
 
 __all__ = ["main"]
+
+# What a shell reports for a program that SIGPIPE has ended.
+_BROKEN_PIPE = 141
 
 
 class _Group(click.Group):
@@ -52,6 +55,9 @@ class _Group(click.Group):
                 traceback.print_exc()
             click.echo(f"vlmconvert: {error}", err=True)
             sys.exit(error.exit_code)
+        except BrokenPipeError:  # nobody reads the output any more
+            silence(sys.stdout)
+            sys.exit(_BROKEN_PIPE)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except Exception as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 from manifests.errors import BadInputError
 
-__all__ = ["checked_text", "open_streams", "read_input", "read_line"]
+__all__ = ["checked_text", "open_streams", "read_input", "read_line", "silence"]
 
 _MEND = "save it as UTF-8"
 
@@ -26,6 +27,12 @@ def open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a stand-in, as tests have it
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def silence(stream: TextIO) -> None:
+    """Let everything that is still written to a stream vanish, also what Python flushes at its end."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def read_input() -> str:
