@@ -29,14 +29,13 @@ def one_conversion(store: Store, identity: str, reporter: Reporter) -> Iterator[
         reporter: tells that the process waits.
     """
     lock = _lock(store, identity)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not _acquired(lock):
         reporter.say("waiting for another vlmconvert, which converts the same checkpoint with the same store ...")
         lock.acquire()
-    with lock:
-        lock.release()  # the `with` block holds it a second time
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -47,12 +46,10 @@ def one_writer(store: Store, output: Path) -> Iterator[None]:
         BadInputError: if there is such a process.
     """
     lock = _lock(store, digest("output", str(output.resolve())))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if not _acquired(lock):
         raise BadInputError(
             f"another vlmconvert is writing {output}: wait until it has ended, or choose another folder with --output"
-        ) from None
+        )
     try:
         yield
     finally:
@@ -65,9 +62,7 @@ def alone_in_store(store: Store) -> Iterator[bool]:
     with ExitStack() as held:
         for path in sorted((store.root / _FOLDER).glob("*.lock")):
             lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
+            if not _acquired(lock):
                 yield False
                 return
             held.callback(lock.release)
@@ -78,3 +73,14 @@ def _lock(store: Store, name: str) -> FileLock:
     folder = store.root / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{name}.lock")
+
+
+def _acquired(lock: FileLock) -> bool:
+    """Whether this process holds the lock now; on a file system without locks, it always does."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    except NotImplementedError:
+        return True
+    return True
