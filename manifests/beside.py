@@ -11,13 +11,22 @@ from manifests.files import UNFINISHED
 from manifests.io import CHECKSUM_NAME, MANIFEST_NAME
 from manifests.model import Manifest
 
-__all__ = ["MODEL_CARD_NAME", "REPORT_NAME", "RUN_LOG_NAME", "foreign_files", "foreign_results"]
+__all__ = [
+    "MODEL_CARD_NAME",
+    "REPORT_NAME",
+    "RUN_LOG_NAME",
+    "SIGNATURE_NAME",
+    "entries",
+    "foreign_files",
+    "foreign_results",
+]
 
 MODEL_CARD_NAME = "README.md"
 RUN_LOG_NAME = "run.json"
 REPORT_NAME = "report.html"
+SIGNATURE_NAME = "model.sig"
 
-_BESIDE = {MANIFEST_NAME, CHECKSUM_NAME, MODEL_CARD_NAME, RUN_LOG_NAME, BENCH_NAME, REPORT_NAME}
+_BESIDE = {MANIFEST_NAME, CHECKSUM_NAME, MODEL_CARD_NAME, RUN_LOG_NAME, BENCH_NAME, REPORT_NAME, SIGNATURE_NAME}
 
 
 def foreign_files(folder: Path, manifest: Manifest) -> list[PurePath]:
@@ -28,15 +37,15 @@ def foreign_files(folder: Path, manifest: Manifest) -> list[PurePath]:
     """
     listed = {PurePath(record.path) for component in manifest.components for record in component.files}
     listed |= {PurePath(record.path) for record in manifest.assets}
-    return [path for path in _entries(folder) if path not in listed and not _written_beside(path)]
+    return [path for path in entries(folder) if path not in listed and not _written_beside(path)]
 
 
 def foreign_results(folder: Path) -> list[PurePath]:
     """Files in a folder of evaluation results that are not named like the output of an evaluation, relative and sorted."""
-    return [path for path in _entries(folder) if not is_result(path)]
+    return [path for path in entries(folder) if not is_result(path)]
 
 
-def _entries(folder: Path) -> list[PurePath]:
+def entries(folder: Path) -> list[PurePath]:
     """All files below a folder, relative to it and sorted; a symbolic link counts as a file."""
 
     def below(parent: Path) -> Iterator[Path]:

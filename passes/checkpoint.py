@@ -10,12 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from manifests.errors import BadInputError
 from manifests.files import read_json
+from manifests.network import is_offline
 from passes.checkpoint_files import check_file, weight_files
 from passes.header import FLOAT_DTYPES, TensorInfo, read_header
 
@@ -158,13 +160,18 @@ def fetch_checkpoint(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.jinja", "*.txt", "*.model"]
+    download = partial(snapshot_download, model, token=token, local_files_only=is_offline())
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model", "README.md"]
     try:
-        folder = Path(snapshot_download(model, revision=revision, token=token, allow_patterns=patterns))
+        folder = Path(download(revision=revision, allow_patterns=patterns))
         check(folder)
-        weights = [*patterns, "*.safetensors"]
-        folder = Path(snapshot_download(model, revision=folder.name, token=token, allow_patterns=weights))
+        folder = Path(download(revision=folder.name, allow_patterns=[*patterns, "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if is_offline():
+            raise BadInputError(
+                f"{model} is not in the local cache, and --offline forbids to fetch it: fetch it without --offline first, or "
+                "give a folder"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadInputError(
             f"{model} could not be fetched from the hub ({reason}): check the id, --revision and --token"

@@ -1,6 +1,30 @@
 """vlmconvert: convert, compress and check vision-language models."""
 
-from vlmconvert.api import check, convert, evaluate, load, load_processor, read_manifest, verify
+import passes  # noqa: F401  libraries send no usage data, and VLMCONVERT_OFFLINE holds, before any of them is imported
+from vlmconvert.api import (
+    bom,
+    check,
+    convert,
+    evaluate,
+    forbid_network,
+    load,
+    load_processor,
+    read_manifest,
+    sign,
+    verify,
+)
 from vlmconvert.version import __version__
 
-__all__ = ["__version__", "check", "convert", "evaluate", "load", "load_processor", "read_manifest", "verify"]
+__all__ = [
+    "__version__",
+    "bom",
+    "check",
+    "convert",
+    "evaluate",
+    "forbid_network",
+    "load",
+    "load_processor",
+    "read_manifest",
+    "sign",
+    "verify",
+]

@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
     StrPath = str | os.PathLike[str]
 
-__all__ = ["check", "convert", "evaluate", "load", "load_processor", "read_manifest", "verify"]
+__all__ = [
+    "bom",
+    "check",
+    "convert",
+    "evaluate",
+    "forbid_network",
+    "load",
+    "load_processor",
+    "read_manifest",
+    "sign",
+    "verify",
+]
 
 
 def convert(
@@ -228,23 +239,72 @@ def read_manifest(folder: StrPath) -> Manifest:
     return read(Path(folder))
 
 
-def verify(folder: StrPath, *, device: str = "CPU", run: bool = True) -> list[Finding]:
+def verify(
+    folder: StrPath, *, device: str = "CPU", run: bool = True, public_key: StrPath | None = None
+) -> list[Finding]:
     """Check an artifact against its manifest: its files, its graphs, the weights of every block, and that it runs.
 
     Args:
         folder: the artifact.
         device: device of the artifact's runtime.
         run: whether to ask the artifact about an image; this takes as much memory as using it.
+        public_key: PEM file of the key with which the artifact must be signed; None checks no signature.
 
     Returns:
         One finding for everything that was checked; the `outcome` of a finding is `failed` if something is wrong.
 
     Raises:
-        BadInputError: if the folder is not an artifact.
+        BadInputError: if the folder is not an artifact, or a key is given and it cannot be used or there is no signature.
     """
     from vlmconvert.judging.verify import verify as checks
 
-    return list(checks(Path(folder), device, run))
+    return list(checks(Path(folder), device, run, _path(public_key)))
+
+
+def sign(folder: StrPath, private_key: StrPath) -> Path:
+    """Sign all files of an artifact, without a network.
+
+    Args:
+        folder: the artifact.
+        private_key: PEM file of an elliptic-curve key without a password.
+
+    Returns:
+        The signature, `model.sig` in the artifact.
+
+    Raises:
+        BadInputError: if the folder is not an artifact, the key cannot be used, or the extra `sign` is not installed.
+        CheckFailedError: if the artifact is not intact.
+    """
+    from manifests.signing import sign as write_signature
+
+    return write_signature(Path(folder), Path(private_key))
+
+
+def bom(folder: StrPath) -> str:
+    """Describe an artifact as a CycloneDX 1.6 ML-BOM.
+
+    Args:
+        folder: the artifact.
+
+    Returns:
+        The BOM as JSON; equal artifacts have equal BOMs.
+
+    Raises:
+        BadInputError: if the folder is not an artifact, or the extra `bom` is not installed.
+    """
+    from vlmconvert.report.bom import bom as describe
+
+    return describe(Path(folder))
+
+
+def forbid_network() -> None:
+    """Forbid connections to other hosts in this process and in those that it starts from now on; this cannot be undone.
+
+    Hub ids are then found in the local cache alone. It is what `--offline` and VLMCONVERT_OFFLINE=1 do.
+    """
+    from manifests.network import forbid_network as forbid
+
+    forbid()
 
 
 def evaluate(

@@ -12,6 +12,7 @@ from PIL import Image
 from calibration.sources.images import StoredImage, for_processor
 from calibration.sources.samples import SampleSet, sample_of
 from manifests.errors import BadInputError
+from manifests.network import is_offline
 
 __all__ = ["hub_samples"]
 
@@ -26,9 +27,13 @@ def hub_samples(source: str, count: int, seed: int) -> SampleSet:
     Raises:
         BadInputError: if the data set cannot be loaded, is empty, or has no image or text column.
     """
+    name, _, split = source.partition(":")
+    if is_offline():
+        raise BadInputError(
+            f"data source {name} is on the hub, and --offline forbids connections: give scenes, a folder, or JSON or TSV files"
+        )
     import datasets
 
-    name, _, split = source.partition(":")
     try:
         stream = datasets.load_dataset(name, split=split or "train", streaming=True)
         for column in _IMAGE_COLUMNS:

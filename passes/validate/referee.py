@@ -136,7 +136,9 @@ class _TransformersClip:
             loaded: Any = CLIPModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
-            self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+            self._processor = AutoProcessor.from_pretrained(
+                folder, trust_remote_code=False, local_files_only=True, backend="pil"
+            )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise _unusable(folder, error) from error
         model, report = loaded

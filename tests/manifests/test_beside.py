@@ -7,7 +7,14 @@ from pathlib import PurePath
 import pytest
 
 from manifests.bench import BENCH_NAME
-from manifests.beside import MODEL_CARD_NAME, REPORT_NAME, RUN_LOG_NAME, foreign_files, foreign_results
+from manifests.beside import (
+    MODEL_CARD_NAME,
+    REPORT_NAME,
+    RUN_LOG_NAME,
+    SIGNATURE_NAME,
+    foreign_files,
+    foreign_results,
+)
 from manifests.evaluation import EVALUATION_FOLDER, IMAGES_FOLDER, DataRecord, Evaluation, write_evaluation
 from manifests.model import Manifest, Source
 from vlmconvert.commands.report import report
@@ -32,7 +39,15 @@ def write(folder, *names):
 
 
 def test_what_commands_leave_is_known(tmp_path):
-    names = ("manifest.json", "manifest.json.sha256", MODEL_CARD_NAME, RUN_LOG_NAME, BENCH_NAME, REPORT_NAME)
+    names = (
+        "manifest.json",
+        "manifest.json.sha256",
+        MODEL_CARD_NAME,
+        RUN_LOG_NAME,
+        BENCH_NAME,
+        REPORT_NAME,
+        SIGNATURE_NAME,
+    )
     write(tmp_path, *names, ".vlmconvert-0123.tmp", ".vlmconvert-abc/evaluation.json")
     data = DataRecord(source="scenes", revision=None, seed=0, samples=1, digest="0" * 64)
     evaluation = Evaluation(artifact="demo", manifest_sha256="0" * 64, data=data, figures=[], blocks=[], environment={})

@@ -32,6 +32,8 @@ COMMANDS = {
     "check": "vlmconvert.commands.check:check",
     "bench": "vlmconvert.commands.bench:bench",
     "verify": "vlmconvert.commands.verify:verify",
+    "sign": "vlmconvert.commands.sign:sign",
+    "bom": "vlmconvert.commands.bom:bom",
     "describe": "vlmconvert.commands.describe:describe",
     "referee": "vlmconvert.commands.referee:referee",
     "report": "vlmconvert.commands.report:report",

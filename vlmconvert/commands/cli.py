@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from manifests.errors import VlmConvertError
+from manifests.network import forbid_network
 from vlmconvert.commands import COMMANDS
 from vlmconvert.commands.stopping import Stopped, stoppable
 from vlmconvert.commands.streams import open_streams, silence
@@ -94,5 +95,8 @@ def _say_stopped(context: click.Context, stopped: Stopped) -> None:
 )
 @click.version_option(__version__, prog_name="vlmconvert")
 @click.option("--debug", is_flag=True, help="Show a traceback if something fails.")
-def main(debug: bool) -> None:
+@click.option("--offline", is_flag=True, help="Forbid connections to other hosts.  [env var: VLMCONVERT_OFFLINE]")
+def main(debug: bool, offline: bool) -> None:
     """See the help."""
+    if offline:
+        forbid_network()

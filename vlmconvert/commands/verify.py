@@ -15,14 +15,16 @@ __all__ = ["verify"]
 
     The command checks the hash of every file, the weights of every block, the inputs, outputs and state of the graphs, and
     that the artifact runs. An artifact for Ascend has no graphs; it is checked against the rules by which MindIE and vllm-ascend load a
-    folder. A folder in that format that another tool has written can be checked too, without a manifest.
+    folder. A folder in that format that another tool has written can be checked too, without a manifest. With --public-key it
+    also checks who has signed the artifact, and that no file was added, removed or changed since.
 
     \b
     Examples:
       vlmconvert verify mllama-openvino-int4-awq-int8-ptq
       vlmconvert verify mllama-openvino-int4-awq-int8-ptq --json - | jq .passed
+      vlmconvert verify mllama-openvino-int4-awq-int8-ptq --public-key public.pem
 
-    Exit codes: 0 intact, 1 a check failed, 2 the folder is not an artifact.
+    Exit codes: 0 intact, 1 a check failed, 2 the folder is not an artifact, or not signed.
     """
 )
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -40,7 +42,12 @@ __all__ = ["verify"]
     help="Ask the artifact about an image; this takes as much memory as using it.",
 )
 @click.option("--device", default="CPU", show_default=True, help="OpenVINO device to run the artifact on.")
-def verify(folder: Path, json_file: str | None, run: bool, device: str) -> None:
+@click.option(
+    "--public-key",
+    type=click.Path(path_type=Path),
+    help="PEM file of the key with which the artifact must be signed; see vlmconvert sign.",
+)
+def verify(folder: Path, json_file: str | None, run: bool, device: str, public_key: Path | None) -> None:
     """See the help."""
     import json
 
@@ -52,7 +59,7 @@ def verify(folder: Path, json_file: str | None, run: bool, device: str) -> None:
 
     reporter = Reporter()
     with reporter.stage(f"verifying {folder}"):
-        checks = vlmconvert.verify(folder, device=device, run=run)
+        checks = vlmconvert.verify(folder, device=device, run=run, public_key=public_key)
     findings = [check for check in checks if check.outcome == "failed"]
     if json_file is not None:
         content = {"folder": str(folder), "passed": not findings, "checks": [check.model_dump() for check in checks]}

@@ -206,7 +206,7 @@ def convert(request: Request, reporter: Reporter) -> Converted:
                 figures = validate(model, plan, manifest, staged, limits, seconds, memory, reporter)
                 manifest = manifest.model_copy(update={"validation": figures})
                 write_manifest(manifest, staged)
-            _write_model_card(manifest, target, staged)
+            _write_model_card(manifest, target, checkpoint.folder, staged)
             publish(staged, output, checkpoint.folder, manifest, request.force, reporter.log)
     prune_store(store, limit, reporter)
     seconds = time.monotonic() - start
@@ -303,7 +303,7 @@ def _write_run_log(output: Path, seconds: float, contents: Contents) -> None:
     write_atomically(output / RUN_LOG_NAME, json.dumps(log, indent=2) + "\n")
 
 
-def _write_model_card(manifest: Manifest, target: Target, folder: Path) -> None:
-    from vlmconvert.conversion.model_card import model_card
+def _write_model_card(manifest: Manifest, target: Target, checkpoint: Path, folder: Path) -> None:
+    from vlmconvert.conversion.model_card import model_card, read_license
 
-    model_card(manifest, target).save(folder / MODEL_CARD_NAME)
+    model_card(manifest, target, read_license(checkpoint)).save(folder / MODEL_CARD_NAME)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
+from manifests.beside import MODEL_CARD_NAME
 from manifests.model import Manifest
 from manifests.run_plan import RunPlan
 from vlmconvert.console import format_size
@@ -13,7 +16,10 @@ from vlmconvert.console import format_size
 if TYPE_CHECKING:
     from vlmconvert.targets.base import Target
 
-__all__ = ["model_card"]
+__all__ = ["model_card", "read_license"]
+
+_LICENSE = ("license", "license_name", "license_link")
+_CARD_LIMIT = 1_000_000  # bytes that a model card may have to be read
 
 _HOW_TO_RUN = """## How to load it
 
@@ -23,12 +29,26 @@ vlmconvert run FOLDER --image photo.jpg --prompt "What is in the image?"
 ```"""
 
 
-def model_card(manifest: Manifest, target: Target) -> ModelCard:
+def read_license(folder: Path) -> dict[str, Any]:
+    """What the front matter of a folder's model card says about the license, under the hub's own keys.
+
+    It is empty if there is no model card, or none that can be read: the license is then not known.
+    """
+    card = folder / MODEL_CARD_NAME
+    try:
+        front = (metadata_load(card) if card.stat().st_size <= _CARD_LIMIT else None) or {}
+    except Exception:  # of YAML, of the hub's library, and of the file
+        return {}
+    return {key: front[key] for key in _LICENSE if isinstance(front.get(key), str)}
+
+
+def model_card(manifest: Manifest, target: Target, license: Mapping[str, Any]) -> ModelCard:
     """Make the model card of an artifact.
 
     Args:
         manifest: manifest of the artifact.
         target: target of the artifact.
+        license: license of the checkpoint, as `read_license` returns it.
     """
     data = ModelCardData(
         base_model=manifest.source.model,
@@ -36,6 +56,7 @@ def model_card(manifest: Manifest, target: Target) -> ModelCard:
         library_name=manifest.target,
         pipeline_tag="image-text-to-text",
         tags=[manifest.target, "vlmconvert", manifest.family],
+        **license,
     )
     components = "\n".join(
         f"| {item.name} | {item.precision} | {format_size(sum(file.size for file in item.files))} | "

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
+from manifests.network import check_reachable
 from passes.compat.loky import end_with_parent
 from passes.store import Store, library_versions
 from vlmconvert.version import __version__
@@ -290,11 +291,12 @@ def parse_cluster(address: str) -> None:
     """Refuse the address of a cluster that cannot be one.
 
     Raises:
-        BadInputError: if it is not an address of a known kind, or the kind's library is not installed.
+        BadInputError: if it is not an address of a known kind, --offline forbids it, or the kind's library is not installed.
     """
     match = _ADDRESS.fullmatch(address)
     if match is None or match["kind"] not in _KINDS or not 0 < int(match["port"]) < 65536:
         raise BadInputError(f"--cluster {address} is not an address: write dask://HOST:PORT or ray://HOST:PORT")
+    check_reachable("cluster", address)
     package, _ = _KINDS[match["kind"]]
     if importlib.util.find_spec(package) is None:
         raise BadInputError(f'--cluster {address} needs {package}: pip install "vlmconvert[{match["kind"]}]"')

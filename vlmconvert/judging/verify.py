@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from manifests.io import MANIFEST_NAME
+from manifests.signing import verify_signature
 from manifests.verify import Finding, failed, passed, skipped, verify_files, verify_manifest
 from passes.checkpoint import read_config
 from vlmconvert.families import family_of, load_family
@@ -14,7 +15,7 @@ from vlmconvert.targets import load_target, recognize
 __all__ = ["verify"]
 
 
-def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Finding]:
+def verify(folder: Path, device: str = "CPU", run: bool = True, public_key: Path | None = None) -> Iterator[Finding]:
     """Verify an artifact, and yield the finding of each check.
 
     Args:
@@ -22,10 +23,14 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Find
         device: device of the artifact's runtime.
         run: whether to run the artifact; this takes as much memory as using it, while the other checks read files in
             small pieces.
+        public_key: key with which the artifact must be signed; None checks no signature.
 
     Raises:
-        BadInputError: if the folder has no manifest, and no target recognizes its format.
+        BadInputError: if the folder has no manifest and no target recognizes its format, or if it has no signature although
+            a key is given.
     """
+    signature = list(verify_signature(folder, public_key)) if public_key is not None else []
+    yield from signature
     foreign = None if (folder / MANIFEST_NAME).is_file() else recognize(folder)
     if foreign is not None:
         yield skipped("file", ".", "no manifest to compare with")
@@ -46,6 +51,9 @@ def verify(folder: Path, device: str = "CPU", run: bool = True) -> Iterator[Find
         yield check
     if contradictions:
         yield skipped("graph", ".", "not checked, because the manifest contradicts itself")
+        return
+    if any(check.outcome == "failed" for check in signature):
+        yield skipped("graph", ".", "not opened, because the artifact is not as it was signed")
         return
     yield from target.verify(folder, manifest, family, damaged)
     if not run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -174,12 +173,11 @@ def serve(page: Any, port: int) -> str:
 
 
 def load_gradio() -> ModuleType:
-    """Import gradio with its analytics turned off.
+    """Import gradio.
 
     Raises:
         BadInputError: if gradio is not installed.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio
     except ModuleNotFoundError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import BadInputError, ConversionError
+from manifests.network import check_reachable
 
 __all__ = ["Answer", "Endpoint"]
 
@@ -132,6 +133,7 @@ class Endpoint:
     def _address(self, path: str) -> str:
         if not self.url.startswith(("http://", "https://")):
             raise BadInputError(f"--endpoint {self.url} is not an address: write it as http://localhost:8000/v1")
+        check_reachable("endpoint", self.url)
         return f"{self.url.rstrip('/')}/{path}"
 
 
