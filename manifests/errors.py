@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
-__all__ = ["BadInputError", "CheckFailedError", "ConversionError", "VlmConvertError"]
+__all__ = ["BadInputError", "CheckFailedError", "ConversionError", "VlmConvertError", "is_disk_full"]
 
 
 # Characters of the longest message: what a message quotes from a file may be of any length.
@@ -38,3 +39,19 @@ class ConversionError(VlmConvertError):
     """A pass could not do its work on an input that looked right."""
 
     exit_code = 3
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an exception, or one that led to it, was raised because a disk is full or a quota is used up.
+
+    Libraries in native code, and other processes, pass on only the text of the system's error.
+    """
+    while True:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return True
+        if "No space left on device" in str(error):
+            return True
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            return False
+        error = cause

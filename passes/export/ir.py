@@ -7,6 +7,8 @@ the inputs into constants again, and copies their bytes from file to file.
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -87,6 +89,7 @@ def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> FileRe
     with tempfile.TemporaryDirectory(prefix=".skeleton-", dir=xml.parent) as folder:
         skeleton = Path(folder) / "skeleton.xml"
         ov.serialize(model, skeleton)
+        check_written(skeleton)
         tree = ElementTree.parse(skeleton)
         small = skeleton.with_suffix(".bin").read_bytes()
     end = len(small)
@@ -108,6 +111,19 @@ def write(model: ov.Model, weights: dict[str, WeightBytes], xml: Path) -> FileRe
     record = write_bytes(xml.with_suffix(".bin"), small, copies, end)
     _finish(tree, xml)
     return record
+
+
+def check_written(xml: Path) -> None:
+    """Check that OpenVINO has written all weights of an IR: it does not notice a full disk.
+
+    Raises:
+        OSError: if the .bin is too short.
+    """
+    places = (data.attrib for data in ElementTree.parse(xml).iterfind("layers/layer[@type='Const']/data"))
+    end = max((int(place["offset"]) + int(place["size"]) for place in places), default=0)
+    binary = xml.with_suffix(".bin")
+    if end and binary.stat().st_size < end:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(binary))
 
 
 def store_in_half(model: ov.Model, tensors: Collection[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from manifests.errors import BadInputError
 from passes.base import Context, Form, Intermediate, TransformPass, WeightBits, named_failure
 from passes.block_pass import FloatBlocks, SplitBlocks
-from passes.export.ir import BLOCK_FILE, DECOMPRESSION, store_in_half
+from passes.export.ir import BLOCK_FILE, DECOMPRESSION, check_written, store_in_half
 from passes.export.template import BlockSource
 from passes.export.weights import WeightBytes
 from passes.store import digest
@@ -107,6 +107,7 @@ def save_block(model: ov.Model, source: BlockSource, output: Path) -> None:
     store_in_half(model, floats)
     # `save_model` does not change graphs that hold compressed weights already.
     ov.save_model(model, output / BLOCK_FILE, compress_to_fp16=bool(source.block.tensors) and not floats)
+    check_written(output / BLOCK_FILE)
 
 
 def _check_scales(model: ov.Model, source: BlockSource) -> None:

@@ -18,6 +18,7 @@ from manifests.files import read_json
 from passes.architecture import Architecture, config_to_blame, describe_architecture, load_config
 from passes.checkpoint import Checkpoint
 from passes.compat.torch import put_tensor
+from passes.export.ir import check_written
 from passes.header import TensorInfo
 from passes.vocabulary import Block, Component, Kind, TensorShapes, kinds_of
 
@@ -241,3 +242,4 @@ def _trace(kind: Kind, module: nn.Module, output: Path) -> None:
         result.set_friendly_name(port.name)
     model.validate_nodes_and_infer_types()
     ov.save_model(model, output / f"{kind.name}.xml", compress_to_fp16=False)
+    check_written(output / f"{kind.name}.xml")

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from manifests.errors import VlmConvertError
+from manifests.errors import VlmConvertError, is_disk_full
 from manifests.network import forbid_network
 from vlmconvert.commands import COMMANDS
 from vlmconvert.commands.stopping import Stopped, stoppable
@@ -64,6 +64,9 @@ class _Group(click.Group):
         except Exception as error:
             if context.params.get("debug"):
                 traceback.print_exc()
+            if is_disk_full(error):
+                click.echo("vlmconvert: a disk is full: free some space and run the same command again", err=True)
+                sys.exit(3)
             reason = " ".join(str(error).split()) or type(error).__name__
             click.echo(
                 f"vlmconvert: {type(error).__name__}: {reason}; run again as vlmconvert --debug ... for details",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.beside import MODEL_CARD_NAME, RUN_LOG_NAME
-from manifests.errors import BadInputError
+from manifests.errors import BadInputError, ConversionError, is_disk_full
 from manifests.files import write_atomically
 from manifests.io import write_manifest
 from manifests.model import Calibration, CalibrationSettings, Manifest, Settings, Source
@@ -136,6 +136,18 @@ def convert(request: Request, reporter: Reporter) -> Converted:
         BadInputError: if something is wrong with the input; raised before any work.
         ConversionError: if a pass failed; the output is left as it was before.
     """
+    try:
+        return _convert(request, reporter)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        places = f"the store {request.store}, of the output or of temporary files"
+        raise ConversionError(
+            f"the disk of {places} is full: free some space and run the same command again, which goes on from here"
+        ) from error
+
+
+def _convert(request: Request, reporter: Reporter) -> Converted:
     start = time.monotonic()
     limit, memory = store_limit(), max_memory(request.max_memory)
     target = load_target(request.recipe.target if request.recipe else request.target)

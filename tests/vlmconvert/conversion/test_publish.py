@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -327,8 +329,12 @@ def test_a_name_that_is_too_long_and_a_folder_that_is_not_writable(work, monkeyp
     convert(work / ("x" * 255), work / "checkpoint")
     with pytest.raises(BadInputError, match="cannot be used .File name too long.: choose another"):
         check_output(work / ("x" * 256), work / "checkpoint", PLANNED, False)
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != work)
-    with pytest.raises(BadInputError, match="cannot be made, as .*work is not writable: choose another"):
+
+    def refused(**options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refused)
+    with pytest.raises(BadInputError, match="nothing can be written into .*work .Permission denied.: choose another"):
         check_output(work / "a" / "out", work / "checkpoint", PLANNED, False)
 
 
