@@ -154,10 +154,9 @@ def _children(pid: int) -> list[psutil.Process]:
 
 
 def _blocks(store: Path) -> int:
-    """Number of finished blocks in a store."""
-    return sum(
-        ", block " in path.read_text() and "activations" not in path.read_text() for path in store.glob("??/*.txt")
-    )
+    """Number of finished blocks in a store; their labels lie beside them, and are written first."""
+    labels = (path.read_text() for path in store.glob("??/*.txt") if path.with_suffix("").is_dir())
+    return sum(", block " in label and "activations" not in label and "statistics" not in label for label in labels)
 
 
 def _made(output: str) -> int:

@@ -39,7 +39,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 OURS = ("vlmconvert", "passes", "calibration", "manifests", "tests")
 # Other projects' programs, whose command lines are theirs.
-OTHERS = {"apt-get", "cd", "git", "jq", "mkdocs", "sha256sum"}
+OTHERS = {"apt-get", "cd", "git", "jq", "mkdocs", "openssl", "sha256sum"}
 
 
 class Fence(NamedTuple):
@@ -91,7 +91,7 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def parse(words: list[str], group: click.Command = main) -> None:
     """Parse a command line of click's with the real command, without running it."""
-    while words and words[0] == "--debug":
+    while words and words[0] in {"--debug", "--offline"}:
         words = words[1:]
     context = click.Context(group, info_name="vlmconvert")
     command = group
@@ -369,6 +369,24 @@ def test_links_lead_somewhere(page):
         assert target.is_relative_to(ROOT), link
         assert target.exists(), link
         assert not anchor or anchor in slugs(target), link
+
+
+def names_of_tests(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+def test_every_promise_names_tests_that_exist():
+    """A row is a promise in plain words, and at least one test, each by its path and its name."""
+    rows = [line for line in (ROOT / "docs/promises.md").read_text(encoding="utf-8").splitlines() if line[:2] == "| "]
+    promises = [row.strip("| ").split(" | ") for row in rows if "| tests |" not in row]
+    assert len(promises) > 20
+    for promise, _, shown in promises:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", shown)
+        assert len(named) == len(shown.split("<br>")), promise
+        for path, name in named:
+            assert (ROOT / path).is_file(), path
+            assert name in names_of_tests(ROOT / path), f"{path}::{name}"
 
 
 def test_readme_is_short():

@@ -301,6 +301,9 @@ def forbid_network() -> None:
     """Forbid connections to other hosts in this process and in those that it starts from now on; this cannot be undone.
 
     Hub ids are then found in the local cache alone. It is what `--offline` and VLMCONVERT_OFFLINE=1 do.
+
+    Raises:
+        NetworkForbiddenError: not here, but from then on in whatever tries to reach another host; it is an OSError, too.
     """
     from manifests.network import forbid_network as forbid
 

@@ -18,8 +18,8 @@ UNSTABLE = (
     "transformers.modeling_utils",
     "transformers.models.auto",
 )
-# Attributes with an underscore that are documented: those of a named tuple.
-DOCUMENTED = {"_asdict", "_fields", "_make", "_replace"}
+# Attributes with an underscore that are documented: those of a named tuple, and `os._exit`.
+DOCUMENTED = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 
 
 def is_private(name: str) -> bool:
