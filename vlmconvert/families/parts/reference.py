@@ -29,7 +29,12 @@ class TorchReference(ABC):
     def __init__(self, folder: Path, architecture: str) -> None:
         logging.disable_progress_bar()
         model_class = getattr(transformers, architecture)
-        options = {"dtype": torch.float32, "attn_implementation": "sdpa", "use_safetensors": True, "local_files_only": True}
+        options = {
+            "dtype": torch.float32,
+            "attn_implementation": "sdpa",
+            "use_safetensors": True,
+            "local_files_only": True,
+        }
         self.model = model_class.from_pretrained(folder, **options).eval()
         self._state: dict[str, Any] = {}
 
