@@ -46,6 +46,8 @@ _ON_HUB = {
 # limit, and not among them.
 _LAYERS = re.compile(r"(?:num_(?:\w+_)?|n_)?layers?|depth")
 _SIZES = re.compile(r"(?:hidden|intermediate|vocab|patch)_size|head_dim|(?:num_|max_num_)\w+|attention_heads")
+# Entries from which positions are computed.
+_POSITIVE = re.compile(r"rope_theta|factor|(?:low|high)_freq_factor|(?:original_)?max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,9 @@ class Architecture:
 
 
 def check_sizes(checkpoint: Checkpoint) -> None:
-    """Refuse a config with more layers than the checkpoint has tensors, or with sizes beyond those of all tensors.
+    """Refuse a config whose numbers cannot belong to the checkpoint, before anything is made of the config.
 
-    This is found before anything is made of the config.
+    It may not have more layers than the checkpoint has tensors, nor sizes beyond those of all tensors.
 
     Raises:
         BadInputError: with the entry of config.json.
@@ -164,9 +166,11 @@ def check_sizes(checkpoint: Checkpoint) -> None:
             elif key == "image_size" and isinstance(patch := part.get("patch_size"), int) and patch > 0:
                 limit = patch * (math.isqrt(largest) + 1)
                 what = f"the checkpoint has no positions for that many patches of {patch}"
+            elif _POSITIVE.fullmatch(key) and isinstance(value, int | float) and value <= 0:
+                limit, what = -1, "it must be above 0"
             else:
                 continue
-            if isinstance(value, int) and not 0 <= value <= limit:
+            if isinstance(value, int | float) and not 0 <= value <= limit:
                 raise BadInputError(
                     f"{checkpoint.folder / 'config.json'} has {place}{key} {value}, and {what}: give the config that belongs to these "
                     "weights"

@@ -156,8 +156,8 @@ def prepare(
         ConversionError: if two kinds have the same name, or a block's weights do not fit the parameters of its kind.
     """
     config = load_config(folder)
-    completed = config.to_dict()
     with config_to_blame("no components"):
+        completed = config.to_dict()
         components = describe(completed)
     shapes: dict[str, TensorShapes] = {}
     for kind in kinds_of(components).values():
@@ -166,7 +166,8 @@ def prepare(
         shapes[kind.name] = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     for component in components:
         component.bound(shapes)
-    architecture = describe_architecture(config, tensor_names)
+    with config_to_blame("no model"):
+        architecture = describe_architecture(config, tensor_names)
     for file, content in (
         (_CONFIG_FILE, completed),
         (_NAMES_FILE, architecture.names),

@@ -158,6 +158,14 @@ HARMLESS = {("llava", "vision_feature_layer", "0")}
 
 
 def _entries() -> Iterator[Broken]:
+    for family in NUMBERS:
+        for part in ("text_config", "vision_config"):
+            for value in ([999], {"a": 1}):
+                yield Broken(
+                    f"{family} {part}.model_type {value}",
+                    family,
+                    lambda folder, p=part, v=value: edit(folder, CONFIG, {"model_type": v}, p),
+                )
     for family, parts in NUMBERS.items():
         for part, names in parts.items():
             for name in names:
@@ -179,6 +187,8 @@ def _entries() -> Iterator[Broken]:
         ("vision_config", "clip"),
         ("vision_config", {"model_type": "siglip_vision_model"}),
         ("image_token_index", 3),
+        ("rope_theta", 0),
+        ("max_position_embeddings", -7),
         ("vision_feature_select_strategy", "full"),
         ("vision_feature_select_strategy", "none"),
         ("projector_hidden_act", "__import__('os')"),
@@ -481,6 +491,7 @@ PROCESSORS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "two additional tokens": ("processor_config.json", "", {"num_additional_image_tokens": 2}),
     "a smaller image": ("processor_config.json", "image_processor", {"size": {"height": 56, "width": 56}}),
     "a huge image": ("processor_config.json", "image_processor", {"size": {"height": 999_999, "width": 999_999}}),
+    "a standard deviation of 0": ("processor_config.json", "image_processor", {"image_std": [0, 0, 0]}),
     "an unknown class": ("processor_config.json", "", {"processor_class": "EvilProcessor"}),
     "an unknown image processor": ("processor_config.json", "image_processor", {"image_processor_type": "Evil"}),
     "an audio tokenizer": (

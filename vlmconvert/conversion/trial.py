@@ -180,13 +180,18 @@ def _follow(
     videos: list[Any],
 ) -> None:
     """Process one question about images or videos, and follow it through the model."""
+    import numpy as np
+
     try:
         text = family.prompt(processor, ((_QUESTION, None),), len(images), len(videos))
         processed = family.process(processor, [text], [images], [videos])
         token = family.image_token(config) if images else family.video_token(config)
         if not (processed["input_ids"] == token).any():
             raise BadInputError(f"its prompt of an image or a video lacks token {token}, which config.json asks for")
-        follow(components, config, family.inputs(processed, config))
+        inputs = family.inputs(processed, config)
+        if strange := sorted(name for name, value in inputs.items() if not np.isfinite(value).all()):
+            raise BadInputError(f"it makes {strange[0]} that are NaN or infinite")
+        follow(components, config, inputs)
     except Exception as error:
         reason = str(error).partition(": ")[0] if isinstance(error, BadInputError) else _reason(error)
         raise BadInputError(f"the processor in {folder} does not fit config.json ({reason}): {_TOGETHER}") from error
