@@ -55,10 +55,12 @@ def stoppable(say: Callable[[Stopped], None]) -> Iterator[None]:
     told, tell = socket.socketpair()
     tell.setblocking(False)
     ended = threading.Event()
+    received: list[int] = []
 
     def handle(number: int, _frame: FrameType | None) -> None:
         for other in numbers:
             signal.signal(other, signal.SIG_IGN)
+        received.append(number)
         raise Stopped(number)
 
     def watch() -> None:
@@ -80,6 +82,8 @@ def stoppable(say: Callable[[Stopped], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        if received:  # the thread may not have come to it
+            _end_children()
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, handler)

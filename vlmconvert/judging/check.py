@@ -165,7 +165,7 @@ def _check_request(request: CheckRequest, artifact: _Party, baseline: _Party) ->
     for party in (artifact, baseline):
         if request.max_block_error is not None and not party.is_graphs:
             raise BadInputError(
-                f"--max-block-error needs graphs that can be cut into blocks, and {party.label} for {party.manifest.target} has none: "
+                f"--max-block-error needs an artifact that can be cut into blocks, and {party.label} for {party.manifest.target} cannot: "
                 "use --max-kl"
             )
     if baseline.graphs is not None:

@@ -41,8 +41,8 @@ def block_errors(
         BadInputError: if the two do not have the same blocks, or an artifact cannot be cut into blocks.
     """
     manifest = read_manifest(artifact)
-    config = read_config(artifact)
     family = load_family(manifest.family)
+    config = load_target(manifest.target).config(artifact, family)
     components = family.components(config)
     with scratch_folder() as temporary:
         folders = [Path(temporary) / name for name in ("prepared", "templates", "inputs", "store")]

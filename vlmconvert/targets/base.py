@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from manifests.errors import BadInputError
+from passes.checkpoint import read_config
 
 if TYPE_CHECKING:
     from manifests.model import ComponentRecord, FileRecord, Manifest
@@ -282,6 +283,10 @@ class Target(ABC):
             BadInputError: if the runtime does not have the device or an option, or the target is not `runnable`.
         """
         raise BadInputError(f"{folder} is {self.title}, which vlmconvert cannot run: use its own runtime")
+
+    def config(self, folder: Path, family: Family) -> dict[str, Any]:
+        """The config of an artifact, completed as `vlmconvert.families.complete_config` does."""
+        return read_config(folder)
 
     def blocks(self, folder: Path, manifest: Manifest, family: Family) -> BlockModels | None:
         """The blocks of an artifact, to compute them one by one; None if its components cannot be cut into blocks."""

@@ -173,7 +173,7 @@ NO_MODEL = "config.json describes no {} that can be made (KeyError: 'nope')"
         ("llava", "text_config", "num_hidden_layers", 0, "has no layers (num_hidden_layers"),
         ("llava", None, "image_token_index", 10**6, "has image_token_index 1000000, and the vocabulary"),
         ("llava-next-video", None, "video_token_index", 10**6, "has video_token_index 1000000, and the vocabulary"),
-        ("llava", "text_config", "vocab_size", -4, "config.json describes no text_embeddings that can be made"),
+        ("llava", "text_config", "vocab_size", -4, "has text_config.vocab_size -4, and no tensor of the checkpoint has a dimension"),
     ],
 )  # fmt: skip
 def test_a_config_that_describes_no_model_is_refused(family, part, key, value, message, tmp_path):

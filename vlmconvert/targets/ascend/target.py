@@ -140,6 +140,11 @@ class AscendTarget(TensorTarget):
             )
         return DequantizedRunner(folder, manifest, family)
 
+    def config(self, folder: Path, family: Family) -> dict[str, Any]:
+        from vlmconvert.targets.ascend.runner import dequantized_blocks
+
+        return dequantized_blocks(folder, family).config
+
     def blocks(self, folder: Path, manifest: Manifest, family: Family) -> BlockModels:
         from vlmconvert.targets.ascend.runner import dequantized_blocks
 

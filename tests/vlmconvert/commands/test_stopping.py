@@ -1,0 +1,67 @@
+"""Signals end a command and all processes that it has started, also while a library computes."""
+
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+SCRIPT = """
+import ctypes, subprocess, sys, time
+from pathlib import Path
+from manifests.leftovers import temporary_folder
+from vlmconvert.commands.stopping import Stopped, stoppable
+
+with temporary_folder(Path(sys.argv[1]), ".making-"), stoppable(lambda stopped: print("forced", stopped.exit_code, flush=True)):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], stdout=subprocess.DEVNULL)
+    print(child.pid, flush=True)
+    try:
+        getattr(sys.modules[__name__], sys.argv[2])()
+    except Stopped as stopped:
+        print("raised", stopped.exit_code, flush=True)
+        sys.exit(stopped.exit_code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_everything(number, tmp_path):
+    script = SCRIPT.replace("\nwith ", "\ndef python():\n    time.sleep(300)\n\nwith ", 1)
+    said, code, child = stopped(script, "python", number, tmp_path)
+    assert (said, code) == (f"raised {128 + number}", 128 + number)
+    assert ended(child)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_library_that_lets_no_exception_through_is_ended(tmp_path):
+    # A mutex that is locked twice keeps the thread in the library, whatever signal arrives.
+    lock = "ctypes.CDLL(None).pthread_mutex_lock(mutex)"
+    native = f"\ndef native():\n    mutex = ctypes.create_string_buffer(64)\n    {lock}\n    {lock}\n"
+    script = SCRIPT.replace("\nwith ", f"{native}\nwith ", 1)
+    said, code, child = stopped(script, "native", signal.SIGTERM, tmp_path)
+    assert (said, code) == ("forced 143", 143)
+    assert ended(child)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path):
+    script = f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{SCRIPT}"
+    script = script.replace("\nwith ", "\ndef python():\n    time.sleep(2)\n\nwith ", 1)
+    said, code, child = stopped(script, "python", signal.SIGHUP, tmp_path)
+    assert (said, code) == ("", 0)
+    psutil.Process(child).kill()
+
+
+def ended(child):
+    """Whether a process has ended, even if nobody has asked how."""
+    return not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def stopped(script, way, number, folder):
+    """What the script says and returns after a signal, and the process id of its child."""
+    command = [sys.executable, "-c", script, str(folder), way]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        child = int(process.stdout.readline())
+        process.send_signal(number)
+        code = process.wait(60)
+        return process.stdout.readline().strip(), code, child
