@@ -15,8 +15,8 @@ from vlmconvert.commands.stopping import Stopped, stoppable
 
 with temporary_folder(Path(sys.argv[1]), ".making-"), stoppable(lambda stopped: print("forced", stopped.exit_code, flush=True)):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], stdout=subprocess.DEVNULL)
-    print(child.pid, flush=True)
     try:
+        print(child.pid, flush=True)
         getattr(sys.modules[__name__], sys.argv[2])()
     except Stopped as stopped:
         print("raised", stopped.exit_code, flush=True)
