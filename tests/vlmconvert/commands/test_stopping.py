@@ -7,8 +7,11 @@ import sys
 import psutil
 import pytest
 
+# Signals are as a terminal leaves them, though a shell may have started the tests in its background.
 SCRIPT = """
-import ctypes, subprocess, sys, time
+import ctypes, signal, subprocess, sys, time
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 from pathlib import Path
 from manifests.leftovers import temporary_folder
 from vlmconvert.commands.stopping import Stopped, stoppable
@@ -45,8 +48,8 @@ def test_a_library_that_lets_no_exception_through_is_ended(tmp_path):
 
 
 def test_what_nohup_ignores_stays_ignored(tmp_path):
-    script = f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{SCRIPT}"
-    script = script.replace("\nwith ", "\ndef python():\n    time.sleep(2)\n\nwith ", 1)
+    ignored = "\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\ndef python():\n    time.sleep(2)\n\nwith "
+    script = SCRIPT.replace("\nwith ", ignored, 1)
     said, code, child = stopped(script, "python", signal.SIGHUP, tmp_path)
     assert (said, code) == ("", 0)
     psutil.Process(child).kill()
@@ -63,5 +66,8 @@ def stopped(script, way, number, folder):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         child = int(process.stdout.readline())
         process.send_signal(number)
-        code = process.wait(60)
+        try:
+            code = process.wait(60)
+        finally:
+            process.kill()
         return process.stdout.readline().strip(), code, child
