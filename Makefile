@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint train-demo schema clean
+.PHONY: demo test test-fast test-all lint train-demo schema clean
 
 # Convert the embedded demo checkpoint.
 demo: $(INSTALLED)
@@ -14,7 +14,11 @@ test: $(INSTALLED)
 
 # A first answer: without the tests that take long beside what they tell.
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not exhaustive"
+
+# Also the further cases of what other tests show.
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest -m ""
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

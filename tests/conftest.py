@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
-# Before anything imports torch: the tests' own processes share the cores already.
+# Before anything imports torch: the tests' own processes share the cores already. Each keeps to one core with all that it starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(os, "sched_setaffinity"):
+        _cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"][2:]) % len(_cores)]})
 
 import pytest
 from click.testing import CliRunner, Result
@@ -18,7 +23,9 @@ from passes.onnx.trace import trace_kinds
 from passes.store import _intact
 from tests.traces import keep_traces
 from vlmconvert.commands.cli import main
+from vlmconvert.conversion import convert as conversion
 from vlmconvert.conversion.helper import Helper
+from vlmconvert.conversion.machine import cores, free_memory, measure_machine
 from vlmconvert.families import demo_checkpoint
 
 _run = Helper.run
@@ -39,6 +46,22 @@ def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:
     """Run the command line in this process, which trusts the store no more than a new process would."""
     _intact.clear()
     return CliRunner().invoke(main, [str(argument) for argument in arguments], input=input)
+
+
+def exhaustive_but(kept: Iterable[object], values: Iterable[object]) -> list[object]:
+    """Parameters, of which all but the kept ones are cases that only `make test-all` runs."""
+    kept = list(kept)
+    assert all(value in values for value in kept)
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.exhaustive) for value in values]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def measured_once():
+    """The speed of the machine, which takes each conversion a third of a second."""
+    once = cache(measure_machine)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conversion, "measure_machine", lambda: replace(once(), cores=cores(), memory=free_memory()))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from manifests.io import read_manifest
 from passes.chain import CheckpointBlocks, FloatChain
 from passes.store import Store
 from passes.validate.blocks import ValidateBlocksPass
+from tests.conftest import exhaustive_but
 from tests.garbage import GARBAGE, copy, rehash, zero_norm
 from tests.models import opened_model
 from vlmconvert.families import load_family
@@ -55,14 +56,14 @@ def test_float_blocks_of_an_artifact_are_those_of_the_checkpoint(build, demo):
     assert min(item.cosine for item in errors) > 1 - 1e-6
 
 
-@pytest.mark.parametrize(("spoil", "where"), GARBAGE.items())
-def test_a_published_bad_build_is_traced_to_its_blocks(good, parts, tmp_path, spoil, where):
+@pytest.mark.parametrize("spoil", exhaustive_but(list(GARBAGE)[:2], GARBAGE))
+def test_a_published_bad_build_is_traced_to_its_blocks(good, parts, tmp_path, spoil):
     """Its manifest fits the bad files, so only the last good build tells."""
     bad = copy(good, tmp_path / "bad")
     spoil(bad)
     rehash(bad)
     components, inputs = parts
-    name, blocks = where
+    name, blocks = GARBAGE[spoil]
     chain = FloatChain(
         Store(tmp_path / "store"), blocks_of(good), (components[name],), {}, "", inputs, str, {name: SAMPLES}
     )

@@ -11,7 +11,7 @@ from calibration.sources import load_samples
 from manifests.io import read_manifest
 from passes.validate.greedy import forced_logits, greedy
 from tests.checkpoints import write_checkpoint
-from tests.conftest import vlmconvert
+from tests.conftest import exhaustive_but, vlmconvert
 from tests.prompts import prompt_inputs
 from vlmconvert import load_processor, targets
 from vlmconvert.families import FAMILIES, demo_checkpoint, load_family
@@ -81,7 +81,7 @@ def cosine(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precisions", PRECISIONS, ids="-".join)
+@pytest.mark.parametrize("precisions", exhaustive_but([("int4-awq", "int8-ptq")], PRECISIONS), ids="-".join)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("family", FAMILIES.names)
 def test_cell(family, target, precisions, families, store, tmp_path):

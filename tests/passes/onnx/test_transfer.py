@@ -21,6 +21,7 @@ from passes.onnx.file import count_weights, read, write
 from passes.onnx.session import OnnxSession
 from passes.onnx.stitch import StitchOnnxPass
 from passes.onnx.transfer import TransferOnnxPass
+from tests.conftest import exhaustive_but
 from tests.passes.onnx import modules
 from tests.passes.onnx.conftest import both_runtimes, greatest_difference, inputs_of
 from tests.passes.test_float_parity import process
@@ -38,7 +39,7 @@ PASSES = {
 }
 
 
-@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("name", exhaustive_but(["int8", "int4"], PASSES))
 def test_every_kind_computes_what_its_openvino_block_computes(traced, tmp_path, name):
     for kind, block in traced.kinds().values():
         folder = tmp_path / block.kind

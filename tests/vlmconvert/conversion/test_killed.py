@@ -11,7 +11,7 @@ from tests.kill_anywhere import Case
 @pytest.mark.parametrize(
     ("target", "kills"),
     [
-        ("openvino", [(signal.SIGTERM, 0.5), (signal.SIGKILL, 0.7)]),
+        pytest.param("openvino", [(signal.SIGTERM, 0.5), (signal.SIGKILL, 0.7)], marks=pytest.mark.exhaustive),
         ("ascend", [(signal.SIGINT, 0.7)]),
     ],
 )

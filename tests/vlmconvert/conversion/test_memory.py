@@ -72,8 +72,8 @@ def idle():
     "options",
     [
         ("--llm", "int4-awq", "--no-scale-estimation", "--samples", 2, "--vision", "int8-ptq", "--vision-samples", 2),
-        ("--llm", "fp16", "--vision", "fp32"),
-        ("--target", "onnx", "--llm", "int8", "--vision", "int8"),
+        pytest.param(("--llm", "fp16", "--vision", "fp32"), marks=pytest.mark.exhaustive),
+        pytest.param(("--target", "onnx", "--llm", "int8", "--vision", "int8"), marks=pytest.mark.exhaustive),
         ("--target", "ascend", "--llm", "w8a16"),
     ],
     ids=lambda options: " ".join(map(str, options)),

@@ -18,7 +18,7 @@ def figures(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "target"), [("mllama", "openvino"), ("llava", "onnx"), ("mllama", "ascend")])
 def test_block_by_block_has_the_figures_of_the_whole(family, target, store, tmp_path, monkeypatch):
-    options = ("--target", target, *OPTIONS[target], "--validation-samples", 12, "--store", store)
+    options = ("--target", target, *OPTIONS[target], "--validation-samples", 6, "--store", store)
     whole = vlmconvert(family, *options, "-o", tmp_path / "whole")
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000})())
     blocks = vlmconvert(family, *options, "-o", tmp_path / "blocks")
@@ -31,7 +31,7 @@ def test_block_by_block_has_the_figures_of_the_whole(family, target, store, tmp_
     # activations in MatMulNBits, where values that differ in the last bits may be rounded to other codes.
     assert expected["exact_match", "artifact"].reference == 1
     for key, item in expected.items():
-        assert found[key].samples == item.samples == 12
+        assert found[key].samples == item.samples == 6
         assert found[key].value == pytest.approx(item.value, rel=0.03), key
         assert found[key].reference == item.reference
 

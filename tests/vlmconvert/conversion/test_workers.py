@@ -18,7 +18,7 @@ from manifests.errors import BadInputError, ConversionError
 from passes.block_pass import SplitBlocks
 from passes.compress.weights import CompressInt8Pass
 from passes.store import Store
-from tests.conftest import vlmconvert
+from tests.conftest import exhaustive_but, vlmconvert
 from tests.models import opened_model
 from vlmconvert.conversion import schedule, workers
 from vlmconvert.conversion.schedule import make_blocks
@@ -139,7 +139,7 @@ def test_the_only_worker_of_a_cluster_gets_the_work(check):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("cores", exhaustive_but([2], [1, 2]))
 def test_ray_workers_give_the_same_results(cores, check, monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ports = []

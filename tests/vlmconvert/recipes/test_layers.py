@@ -18,6 +18,7 @@ from safetensors import safe_open
 import vlmconvert
 from manifests.beside import RUN_LOG_NAME
 from manifests.io import MANIFEST_NAME, read_manifest
+from tests.conftest import exhaustive_but
 from tests.conftest import vlmconvert as command
 from vlmconvert.families import demo_checkpoint
 from vlmconvert.recipes.recipe import recipe_text
@@ -100,7 +101,7 @@ CASES = {
         },
     ),
 }
-FROM_AN_EMPTY_STORE = ["openvino-awq", pytest.param("onnx-awq", marks=pytest.mark.slow)]
+FROM_AN_EMPTY_STORE = exhaustive_but(["onnx-awq"], ["openvino-awq", "onnx-awq"])
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def pair(request, tmp_path_factory, store) -> Pair:
     return Pair(case, store, folder / "plain", folder / "changed", recipe)
 
 
-each = pytest.mark.parametrize("pair", CASES, indirect=True)
+each = pytest.mark.parametrize("pair", exhaustive_but(["openvino-awq", "onnx-awq"], CASES), indirect=True)
 
 
 @cache

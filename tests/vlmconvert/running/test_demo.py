@@ -16,7 +16,7 @@ from vlmconvert.families import FAMILIES, demo_checkpoint
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS = 500
+QUESTIONS = 250
 BLANKED = 200
 WITH_DEMO = [family for family in FAMILIES.names if demo_checkpoint(family)]
 
