@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from manifests.errors import BadInputError
 
@@ -30,6 +30,7 @@ __all__ = [
     "file_record",
     "first_fault",
     "link_or_copy",
+    "open_file",
     "read_json",
     "read_record",
     "remove_tree",
@@ -71,6 +72,17 @@ def read_json(path: Path, mend: str = "fetch the file again", limit: int = _JSON
         raise BadInputError(f"{path} is missing: {mend}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"{path} cannot be read as JSON ({error}): {mend}") from error
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a regular file for reading: a pipe would never end, and a device may be any.
+
+    Raises:
+        OSError: if it cannot be opened, or is not a regular file.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a file")
+    return path.open("rb")
 
 
 def read_record(path: Path, kind: type[Record], what: str, mend: str) -> Record:

@@ -14,6 +14,9 @@ from manifests.files import read_json
 
 __all__ = ["coco_samples"]
 
+# In bytes; VQAv2's annotations of the training split have 382 MB.
+_LARGEST = 500_000_000
+
 # COCO_val2014_000000000042.jpg, and 000000000042.jpg since 2017.
 _COCO_NAME = re.compile(r"(?:^|_)(\d{12})\.(?:jpe?g|png)$", re.IGNORECASE)
 
@@ -117,7 +120,7 @@ def _asked(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    document = read_json(path, "give a file as COCO or VQAv2 ships it")
+    document = read_json(path, "give a file as COCO or VQAv2 ships it", _LARGEST)
     if not isinstance(document, dict):
         raise BadInputError(f"{path} is not a JSON object: give a file as COCO or VQAv2 ships it")
     return document

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from calibration.sources.images import StoredImage, image_in
+from calibration.sources.images import image_in
+from calibration.sources.lines import lines
 from calibration.sources.samples import CAPTION_PROMPT, Sample, SampleSet, choose, sample_of
 from manifests.errors import BadInputError
+from manifests.files import open_file
 
 __all__ = ["folder_samples"]
 
+# In bytes.
+_LONGEST_CAPTION = 1_000_000
 _IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -24,11 +28,13 @@ def folder_samples(folder: Path, count: int, seed: int) -> SampleSet:
     """
     metadata = folder / "metadata.jsonl"
     entries = list(_described(metadata) if metadata.exists() else _captioned(folder))
+    if not entries:
+        raise BadInputError(f"{metadata} has no lines: write one for each image, or remove the file")
     return SampleSet(folder.resolve().name, None, seed, tuple(choose(entries, count, seed)))
 
 
 def _described(metadata: Path) -> Iterator[Sample]:
-    for number, line in enumerate(metadata.read_bytes().splitlines(), start=1):
+    for number, _, line in lines(metadata):
         if not line.strip():
             continue
         where = f"{metadata}, line {number}"
@@ -45,10 +51,19 @@ def _captioned(folder: Path) -> Iterator[Sample]:
     if not paths:
         raise BadInputError(f"{folder} holds neither images nor metadata.jsonl: give a folder with one of them")
     for path in paths:
-        text = path.with_suffix(".txt")
-        try:
-            caption = text.read_text(encoding="utf-8").strip() if text.exists() else ""
-        except (OSError, ValueError) as error:
-            raise BadInputError(f"caption {text} cannot be read ({error}): save it as UTF-8") from error
-        picture = StoredImage.in_file(path)
-        yield Sample(path.relative_to(folder).as_posix(), picture, ((CAPTION_PROMPT, caption),))
+        name = path.relative_to(folder).as_posix()
+        picture = image_in(folder, name, str(folder))
+        yield Sample(name, picture, ((CAPTION_PROMPT, _caption(path.with_suffix(".txt"))),))
+
+
+def _caption(path: Path) -> str:
+    try:
+        with open_file(path) as stream:
+            data = stream.read(_LONGEST_CAPTION + 1)
+        if len(data) > _LONGEST_CAPTION:
+            raise ValueError(f"it has more than {_LONGEST_CAPTION} bytes")
+        return data.decode().strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"caption {path} cannot be read ({error}): save it as UTF-8") from error

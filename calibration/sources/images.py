@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from manifests.errors import BadInputError
+from manifests.files import open_file
 
 __all__ = ["StoredImage", "for_processor", "image_in", "on_white", "open_image"]
+
+# Formats that Pillow decodes by itself: for others it starts programs, as Ghostscript for EPS, or asks plugins.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 # Possible values of white in 32-bit images, for which Pillow does not define it.
 _WHITES = (2**8 - 1, 2**16 - 1, 2**31 - 1)
@@ -35,13 +39,13 @@ class StoredImage:
     @classmethod
     def in_file(cls, path: Path, where: str = "") -> StoredImage:
         """The image in the file `path`, which another file mentions at `where`."""
-        return cls(f"{where}: image {path}" if where else f"image {path}", partial(_open, path))
+        return cls(f"{where}: image {path}" if where else f"image {path}", partial(open_file, path))
 
     def read(self) -> Image.Image:
         """Decode the image, and prepare it by `for_processor`.
 
         Raises:
-            BadInputError: if the file is missing, not an image, broken or a decompression bomb.
+            BadInputError: if the file is missing, not an image of a known format, broken, or has too many pixels.
         """
         with self._opened() as image:
             return for_processor(image)
@@ -58,19 +62,25 @@ class StoredImage:
     @contextmanager
     def _opened(self) -> Iterator[Image.Image]:
         try:
-            with self.open() as stream, Image.open(stream) as image:
+            with self.open() as stream, Image.open(stream, formats=_known_formats()) as image:
+                # Pillow only warns of up to twice as many.
+                if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                    raise ValueError(
+                        f"{image.width} x {image.height} pixels may be a decompression bomb: at most {Image.MAX_IMAGE_PIXELS} are read"
+                    )
                 yield image
         except FileNotFoundError:
             raise BadInputError(f"{self.where} does not exist: correct the path, or add the file") from None
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-            raise BadInputError(f"{self.where} cannot be read ({error}): use another file") from error
+        except Exception as error:  # Pillow's readers of broken files raise errors of any kind
+            reason = str(error) or type(error).__name__
+            raise BadInputError(f"{self.where} cannot be read ({reason}): use another file") from error
 
 
 def open_image(path: Path) -> Image.Image:
     """Decode the image in a file, and prepare it by `for_processor`.
 
     Raises:
-        BadInputError: if the file is missing, not an image, broken or a decompression bomb.
+        BadInputError: as `StoredImage.read`.
     """
     return StoredImage.in_file(path).read()
 
@@ -102,6 +112,12 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
+@cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)  # Pillow may be built without one
+
+
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """Scale an image with one channel of 16 or 32 bits to mode L, or to LA if one of its values stands for transparent.
 
@@ -128,17 +144,15 @@ def image_in(folder: Path, name: str, where: str) -> StoredImage:
     """The image `name` in `folder`, which a file mentions at `where`.
 
     Raises:
-        BadInputError: if the name leads out of the folder.
+        BadInputError: if the name leads out of the folder, or cannot be a file's.
     """
     path = folder / name
+    shown = name if len(name) <= 100 else f"{name[:100]}..."
     try:
         inside = path.resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
-        inside = False
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte, a loop of links, a name that is too long
+        raise BadInputError(f"{where}: {shown!r} cannot be the name of an image: correct it") from error
     if not inside:
-        raise BadInputError(f"{where}: image {name!r} lies outside the folder {folder}: move it into the folder")
+        raise BadInputError(f"{where}: image {shown!r} lies outside the folder {folder}: move it into the folder")
     return StoredImage.in_file(path, where)
-
-
-def _open(path: Path) -> IO[bytes]:
-    return path.open("rb")

@@ -34,6 +34,9 @@ class Sample:
         picture: the image, or where it is stored.
         turns: (question, answer) pairs, at least one.
         references: all right answers to the last question; by default the answer of that turn, or none if it is empty.
+
+    Raises:
+        BadInputError: if a text cannot be written as UTF-8.
     """
 
     id: str
@@ -44,6 +47,11 @@ class Sample:
     def __post_init__(self) -> None:
         if not self.references and self.turns[-1][1]:
             object.__setattr__(self, "references", (self.turns[-1][1],))
+        for text in (self.id, *self.references, *(part for turn in self.turns for part in turn)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:  # JSON may write half of a surrogate pair
+                raise BadInputError(f"sample {self.id!r} has a text that is not Unicode ({error}): fix it") from error
 
     @property
     def image(self) -> Image.Image:
@@ -105,7 +113,10 @@ def sample_of(id: str, picture: Image.Image | StoredImage, row: Mapping[str, Any
     Raises:
         BadInputError: if the row has no caption and no answer.
     """
-    texts = next((found for column in _TEXT_COLUMNS if (found := _texts(row.get(column)))), ())
+    try:
+        texts = next((found for column in _TEXT_COLUMNS if (found := _texts(row.get(column)))), ())
+    except RecursionError as error:
+        raise BadInputError(f"{where} has captions or answers that are nested too deeply: fix the entry") from error
     if not texts:
         raise BadInputError(f"{where} has no caption or answer: add one of {', '.join(_TEXT_COLUMNS)}")
     question = next((row[column] for column in QUESTION_COLUMNS if row.get(column)), CAPTION_PROMPT)

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from calibration.sources.images import StoredImage
+from calibration.sources.lines import LONGEST_LINE, lines
 from calibration.sources.samples import QUESTION_COLUMNS, SampleSet, choose, sample_of
 from manifests.errors import BadInputError
 
 __all__ = ["tsv_samples"]
-
-# Limit in bytes, so that a file without newlines is not read into memory as one line.
-_LONGEST_LINE = 128 * 2**20
 
 
 def tsv_samples(images: Path, annotations: Path, count: int, seed: int) -> SampleSet:
@@ -79,32 +77,19 @@ def _offsets(images: Path, keys: set[str]) -> dict[str, tuple[int, int]]:
 def _decode(images: Path, offset: int) -> IO[bytes]:
     with images.open("rb") as stream:
         stream.seek(offset)
-        _, _, encoded = stream.readline(_LONGEST_LINE).partition(b"\t")
+        _, _, encoded = stream.readline(LONGEST_LINE).partition(b"\t")
     return BytesIO(base64.b64decode(encoded.strip(), validate=True))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, str, bytes]]:
     """Number, byte offset, key and value of every line that is not blank."""
-    try:
-        with path.open("rb") as stream:
-            number = offset = 0
-            while line := stream.readline(_LONGEST_LINE):
-                number += 1
-                where = f"{path}, line {number}"
-                if len(line) == _LONGEST_LINE:
-                    raise BadInputError(
-                        f"{where} is longer than {_LONGEST_LINE >> 20} MiB: end each entry by a newline"
-                    )
-                key, tab, value = line.partition(b"\t")
-                if line.strip():
-                    if not tab or not key:
-                        raise BadInputError(f"{where} does not consist of a key, a tab and a value: fix the line")
-                    try:
-                        yield number, offset, key.decode(), value.strip()
-                    except UnicodeDecodeError as error:
-                        raise BadInputError(f"{where}: the key is not UTF-8 ({error}): fix the line") from error
-                offset += len(line)
-    except FileNotFoundError:
-        raise BadInputError(f"{path} does not exist: correct the path") from None
-    except OSError as error:
-        raise BadInputError(f"{path} cannot be read ({error}): use another file") from error
+    for number, offset, line in lines(path):
+        where = f"{path}, line {number}"
+        key, tab, value = line.partition(b"\t")
+        if line.strip():
+            if not tab or not key:
+                raise BadInputError(f"{where} does not consist of a key, a tab and a value: fix the line")
+            try:
+                yield number, offset, key.decode(), value.strip()
+            except UnicodeDecodeError as error:
+                raise BadInputError(f"{where}: the key is not UTF-8 ({error}): fix the line") from error

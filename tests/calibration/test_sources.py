@@ -129,7 +129,7 @@ def test_local_dataset_id(photos):
         ('{"file_name": "../secret.png", "caption": "x"}', "outside the folder"),
         ('{"file_name": "0.png"}', "no caption or answer"),
         ('{"file_name": "9.png", "caption": "x"}', "line 1: image .*9.png does not exist"),
-        ('{"file_name": "\\u0000", "caption": "x"}', "outside the folder"),
+        ('{"file_name": "\\u0000", "caption": "x"}', "cannot be the name of an image"),
         ('{"file_name": "0.png", "captions": [""]}', "no caption or answer"),
     ],
 )

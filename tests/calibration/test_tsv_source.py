@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from calibration.sources import CAPTION_PROMPT, load_samples
-from calibration.sources import tsv as tsv_module
+from calibration.sources import lines as lines_module
 from manifests.errors import BadInputError
 
 
@@ -89,7 +89,7 @@ def test_bombs_long_lines_and_keys_that_are_not_text(write, monkeypatch, tmp_pat
         with pytest.raises(BadInputError, match="images.tsv, line 1: image a .*decompression bomb"):
             load_samples(source, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(tsv_module, "_LONGEST_LINE", 8)
+        patch.setattr(lines_module, "LONGEST_LINE", 8)
         with pytest.raises(BadInputError, match="images.tsv, line 1 is longer than"):
             load_samples(source, 1)
     (tmp_path / "texts.tsv").write_bytes(b'\xff\t"x"\n')
