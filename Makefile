@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-all lint train-demo schema clean
+.PHONY: demo test test-fast test-all fuzz lint train-demo schema clean
 
 # Convert the embedded demo checkpoint.
 demo: $(INSTALLED)
@@ -19,6 +19,11 @@ test-fast: $(INSTALLED)
 # Also the further cases of what other tests show.
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -m ""
+
+# Look for new inputs that a reader takes badly: make fuzz TARGET=header SECONDS=60
+fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python -m tests.fuzz $(or $(TARGET),header) -max_total_time=$(or $(SECONDS),60)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

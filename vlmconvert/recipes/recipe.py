@@ -10,10 +10,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.errors import BadInputError
-from manifests.files import first_fault
+from manifests.files import first_fault, open_file
 from manifests.model import CalibrationSettings, Manifest
 
 __all__ = ["ComponentRecipe", "Recipe", "read_recipe", "recipe_of", "recipe_text"]
+
+# In bytes; a line for each layer of a large model takes a hundredth of it.
+_LONGEST = 10_000_000
 
 
 class ComponentRecipe(BaseModel):
@@ -81,10 +84,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         BadInputError: if the file cannot be read.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_file(path) as stream:
+            text = stream.read(_LONGEST + 1)
+        if len(text) > _LONGEST:
+            raise ValueError(f"it has more than {_LONGEST} bytes")
+        return tomllib.loads(text.decode())
     except FileNotFoundError:
         raise BadInputError(f"{path} does not exist: correct the path") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInputError(f"{path} cannot be read as TOML ({error}): correct its syntax") from error
 
 
