@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from manifests.errors import BadInputError
 from manifests.files import read_record, write_atomically
+from manifests.lines import lines
 from manifests.model import Sha256
 
 __all__ = [
@@ -122,15 +123,13 @@ def read_predictions(folder: Path) -> Iterator[Prediction]:
         BadInputError: if the file is missing or a line is not a prediction.
     """
     path = folder / _PREDICTIONS
-    try:
-        with path.open(encoding="utf-8") as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    yield Prediction.model_validate_json(line)
-                except ValidationError as error:
-                    reason = str(error).splitlines()[0]
-                    raise BadInputError(
-                        f"{path}, line {number} is not a prediction ({reason}): run vlmconvert evaluate again"
-                    ) from error
-    except FileNotFoundError:
-        raise BadInputError(f"{path} is missing: make it with vlmconvert evaluate") from None
+    if not path.exists():
+        raise BadInputError(f"{path} is missing: make it with vlmconvert evaluate")
+    for number, _, line in lines(path):
+        try:
+            yield Prediction.model_validate_json(line)
+        except ValidationError as error:
+            reason = str(error).splitlines()[0]
+            raise BadInputError(
+                f"{path}, line {number} is not a prediction ({reason}): run vlmconvert evaluate again"
+            ) from error

@@ -11,7 +11,7 @@ import pytest
 from manifests.beside import RUN_LOG_NAME
 from tests.network import fresh_environment
 
-DEMO = ("mllama", "--llm", "int4", "--vision", "fp16", "--workers", "1", "--no-validate", "-o", "out")
+DEMO = ("llava", "--llm", "int4", "--vision", "fp16", "--workers", "1", "--no-validate", "-o", "out")
 ENVIRONMENTS = {
     "plain": {},
     "odd": {

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from calibration.sources.images import image_in
-from calibration.sources.lines import lines
 from calibration.sources.samples import CAPTION_PROMPT, Sample, SampleSet, choose, sample_of
 from manifests.errors import BadInputError
 from manifests.files import open_file
+from manifests.lines import lines
 
 __all__ = ["folder_samples"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from calibration.sources.images import StoredImage
-from calibration.sources.lines import LONGEST_LINE, lines
 from calibration.sources.samples import QUESTION_COLUMNS, SampleSet, choose, sample_of
 from manifests.errors import BadInputError
+from manifests.lines import LONGEST_LINE, lines
 
 __all__ = ["tsv_samples"]
 

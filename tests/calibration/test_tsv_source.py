@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from calibration.sources import CAPTION_PROMPT, load_samples
-from calibration.sources import lines as lines_module
+from manifests import lines as lines_module
 from manifests.errors import BadInputError
 
 

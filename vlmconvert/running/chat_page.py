@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from calibration.scenes import Split, draw_scene
 from calibration.sources import open_image
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["chat_page", "load_gradio", "serve"]
 
 _EXAMPLES = 4
+# What a visitor may send at once: characters of a question, images with it, and bytes of an image.
+_LONGEST = 20_000
+_MOST_IMAGES = 16
+_LARGEST = 25 * 2**20
+# Seconds after which images are removed that visitors have sent, and between two looks for them; all go when the page ends.
+_KEPT = (600, 86_400)
 _CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .clock { opacity: 0.75; font-size: 13px; font-variant-numeric: tabular-nums; min-height: 22px; }
@@ -62,13 +68,18 @@ def chat_page(chats: Mapping[str, Chat]) -> Any:
             chat.reset()
         return [[] for _ in chats] + ["" for _ in chats]
 
+    def refuse(why: str) -> NoReturn:
+        raise gr.Error(why, duration=5, print_exception=False)
+
     def answer(message: dict[str, Any], *windows: list[Any]) -> Iterator[list[Any]]:
         prompt, files = message["text"].strip(), message["files"]
         clocks = ["" for _ in chats]
         if not prompt:
-            gr.Warning("Type a question about the image.")
-            yield [gr.skip() for _ in range(2 + 2 * len(chats))]
-            return
+            refuse("Type a question about the image.")
+        if len(prompt) > _LONGEST:
+            refuse(f"A question has at most {_LONGEST} characters.")
+        if len(files) > _MOST_IMAGES:
+            refuse(f"A question has at most {_MOST_IMAGES} images.")
         turn = [{"role": "user", "content": {"path": file}} for file in files]
         turn.append({"role": "user", "content": escape(prompt, quote=False)})
         shown = [[*window, *turn] for window in windows]
@@ -102,7 +113,7 @@ def chat_page(chats: Mapping[str, Chat]) -> Any:
             gr.Warning(str(error))
         yield update(busy=False)
 
-    with gr.Blocks(title=" | ".join(chats), analytics_enabled=False) as page:
+    with gr.Blocks(title=" | ".join(chats), analytics_enabled=False, delete_cache=_KEPT) as page:
         windows, clocks = [], []
         with gr.Row():
             for name in chats:
@@ -129,7 +140,12 @@ def chat_page(chats: Mapping[str, Chat]) -> Any:
         clear = gr.Button("New conversation", variant="secondary", size="sm")
         with tempfile.TemporaryDirectory() as folder:  # gradio copies the files
             gr.Examples(_examples(Path(folder)), box, label="Drawn scenes")
-        alone = {"concurrency_limit": 1, "concurrency_id": "chat", "show_progress": "hidden"}
+        alone = {
+            "concurrency_limit": 1,
+            "concurrency_id": "chat",
+            "show_progress": "hidden",
+            "api_visibility": "private",
+        }
         gr.on([box.submit], answer, [box, *windows], [box, clear, *windows, *clocks], **alone)
         gr.on(
             [clear.click, page.load, *(window.clear for window in windows)], forget, None, [*windows, *clocks], **alone
@@ -152,6 +168,7 @@ def serve(page: Any, port: int) -> str:
     """
     gr = load_gradio()
     from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
@@ -165,7 +182,14 @@ def serve(page: Any, port: int) -> str:
             footer_links=[],
             theme=gr.themes.Base(primary_hue="teal", neutral_hue="stone", radius_size="lg", **fonts),
             css=_CSS,
-            app_kwargs={"middleware": [Middleware(_OwnFilesOnly)]},
+            max_file_size=_LARGEST,
+            # A page elsewhere, whose name leads to this machine, is refused by the name.
+            app_kwargs={
+                "middleware": [
+                    Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]),
+                    Middleware(_OwnFilesOnly),
+                ]
+            },
         )
     except OSError as error:
         raise BadInputError(f"port {port} cannot be used ({error}): give another port with --port") from error

@@ -15,13 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from manifests.errors import BadInputError, ConversionError
+from manifests.files import open_file
 from manifests.network import check_reachable
 
 __all__ = ["Answer", "Endpoint"]
 
 _TIMEOUT = 600  # maximum number of seconds between two pieces of an answer
+# Maximum number of bytes of an answer with all that is sent with it; a token takes less than a thousand.
+_LONGEST = 64 * 2**20
 # All parameters are given, because vLLM takes missing ones from the model's generation_config.json.
 _GREEDY = {"temperature": 0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Does not follow a server to another address, which nobody has asked for."""
+
+    def redirect_request(self, *_arguments: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirects)
 
 
 @dataclass(frozen=True)
@@ -64,9 +77,9 @@ class Endpoint:
         if self.model:
             return self.model
         try:
-            with urllib.request.urlopen(self._address("models"), timeout=30) as response:  # noqa: S310  checked in _address
-                return str(json.loads(response.read())["data"][0]["id"])
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            with _OPENER.open(self._address("models"), timeout=30) as response:
+                return str(json.loads(response.read(_LONGEST))["data"][0]["id"])
+        except (OSError, ValueError, LookupError, TypeError, RecursionError, http.client.HTTPException) as error:
             raise BadInputError(
                 f"{self.url} does not say which model it serves ({error}): check that the server is running"
             ) from error
@@ -84,7 +97,8 @@ class Endpoint:
             ConversionError: if the server refuses the question, or the connection breaks off.
         """
         media_type = mimetypes.guess_type(image.name)[0] or "image/png"
-        picture = f"data:{media_type};base64,{base64.b64encode(image.read_bytes()).decode()}"
+        with open_file(image) as stream:
+            picture = f"data:{media_type};base64,{base64.b64encode(stream.read()).decode()}"
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": prompt}]
         body: dict[str, Any] = {
             "model": self.served_model(),
@@ -102,9 +116,9 @@ class Endpoint:
         start = time.perf_counter()
         pieces: list[str] = []
         first = 0.0
-        usage: dict[str, int] = {}
+        usage: dict[str, Any] = {}
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:  # noqa: S310
+            with _OPENER.open(request, timeout=_TIMEOUT) as response:
                 for event in _events(response):
                     if "error" in event:
                         raise ConversionError(f"the answer of {self.url} broke off: {_message(event['error'])}")
@@ -113,22 +127,23 @@ class Endpoint:
                         piece = (choice.get("delta") or {}).get("content")
                         if piece:
                             first = first or time.perf_counter() - start
-                            pieces.append(piece)
+                            pieces.append(str(piece))
+            prompt_tokens, new_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
         except urllib.error.HTTPError as error:
             reason = " ".join(error.read(2000).decode(errors="replace").split())
             raise ConversionError(
                 f"{self.url} refused the question ({error.code}: {reason}): change the question or the settings of the server"
             ) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError, http.client.HTTPException) as error:
             raise ConversionError(
                 f"the answer of {self.url} broke off ({error}): check that the server is still running"
             ) from error
         whole = time.perf_counter() - start
-        if "prompt_tokens" not in usage or "completion_tokens" not in usage:
+        if not isinstance(prompt_tokens, int) or not isinstance(new_tokens, int):
             raise ConversionError(
                 f"{self.url} does not report numbers of tokens: use a server that supports stream_options.include_usage"
             )
-        return Answer("".join(pieces), usage["prompt_tokens"], usage["completion_tokens"], first or whole, whole)
+        return Answer("".join(pieces), prompt_tokens, new_tokens, first or whole, whole)
 
     def _address(self, path: str) -> str:
         if not self.url.startswith(("http://", "https://")):
@@ -142,8 +157,16 @@ def _message(error: Any) -> str:
 
 
 def _events(response: Any) -> Iterator[dict[str, Any]]:
-    """Yield the JSON content of each server-sent event in a stream."""
-    for line in response:
+    """Yield the JSON content of each server-sent event in a stream.
+
+    Raises:
+        ValueError: if the stream is longer than an answer can be, or an event is not JSON.
+    """
+    size = 0
+    while line := response.readline(_LONGEST):
+        size += len(line)
+        if size > _LONGEST:
+            raise ValueError(f"it sends more than {_LONGEST} bytes")
         text = line.decode("utf-8").strip()
         if text.startswith("data:") and text != "data: [DONE]":
             yield json.loads(text.removeprefix("data:"))

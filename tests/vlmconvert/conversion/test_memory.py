@@ -71,8 +71,21 @@ def idle():
 @pytest.mark.parametrize(
     "options",
     [
-        ("--llm", "int4-awq", "--no-scale-estimation", "--samples", 2, "--vision", "int8-ptq", "--vision-samples", 2),
-        pytest.param(("--llm", "fp16", "--vision", "fp32"), marks=pytest.mark.exhaustive),
+        pytest.param(
+            (
+                "--llm",
+                "int4-awq",
+                "--no-scale-estimation",
+                "--samples",
+                2,
+                "--vision",
+                "int8-ptq",
+                "--vision-samples",
+                2,
+            ),
+            marks=pytest.mark.exhaustive,
+        ),
+        ("--llm", "fp16", "--vision", "int8-ptq", "--vision-samples", 1),
         pytest.param(("--target", "onnx", "--llm", "int8", "--vision", "int8"), marks=pytest.mark.exhaustive),
         ("--target", "ascend", "--llm", "w8a16"),
     ],

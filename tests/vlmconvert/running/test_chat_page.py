@@ -4,7 +4,9 @@ import json
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import httpx
 import pytest
 from PIL.Image import Image
 
@@ -174,6 +176,76 @@ def test_two_artifacts_answer_about_a_drawn_scene(driver, address, build):
 
 def test_page_is_served_to_this_machine_alone(address):
     assert address.startswith("http://127.0.0.1:")
+
+
+def test_only_this_machines_names_lead_to_it(address):
+    for host, status in ((None, 200), ("localhost", 200), ("rebound.example", 400)):
+        headers = {} if host is None else {"Host": host}
+        assert httpx.get(address, headers=headers).status_code == status
+
+
+def upload(address: str, name: str, data: bytes) -> httpx.Response:
+    return httpx.post(f"{address}gradio_api/upload", files={"files": (name, data, "image/png")}, timeout=60)
+
+
+def test_uploads_are_bounded_and_stay_in_their_place(address):
+    from gradio.utils import get_upload_folder
+
+    assert upload(address, "large.png", bytes(26 * 2**20)).status_code == 413
+    for name in (
+        "../../../../evil.png",
+        "/tmp/evil.png",
+        "..\\..\\evil.png",
+        "a" * 300 + ".png",
+        "<img src=x>.png",
+        "\u202egnp.exe",
+    ):
+        (path,) = upload(address, name, b"data").json()
+        assert Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()), name
+        assert Path(path).read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "pyproject.toml", "/proc/self/environ", "..%2f..%2fetc/passwd"])
+def test_no_other_file_is_served(address, path):
+    assert httpx.get(f"{address}gradio_api/file={path}").status_code in (403, 404)
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "why"),
+    [
+        ("What is it?", ["/etc/passwd"], ""),
+        ("What is it?", [str(Path(__file__))], ""),
+        ("x" * 20_001, [], "at most 20000 characters"),
+        ("", [], "Type a question"),
+    ],
+)
+def test_what_a_visitor_may_not_send_is_refused(address, chats, text, files, why):
+    """As a program would send it, which no page holds back."""
+    config = httpx.get(f"{address}config").json()
+    (number,) = [
+        item["id"] for item in config["dependencies"] if any(target[1] == "submit" for target in item["targets"])
+    ]
+    for chat in chats.values():
+        chat.reset()
+    message = {"text": text, "files": [{"path": path, "meta": {"_type": "gradio.FileData"}} for path in files]}
+    body = {"data": [message, [], []], "fn_index": number, "session_hash": "visitor"}
+    assert httpx.post(f"{address}gradio_api/queue/join", json=body).status_code == 200
+    with httpx.stream("GET", f"{address}gradio_api/queue/data?session_hash=visitor", timeout=30) as stream:
+        events = [json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line.startswith("data: ")]
+    ended = next(event for event in events if event["msg"] == "process_completed")
+    assert not ended["success"]
+    assert why in str(ended["output"].get("error"))
+    assert [chat.turns for chat in chats.values()] == [[], []]
+
+
+@needs_chromium
+def test_a_file_name_and_a_question_of_markup_are_shown_as_text(page, tmp_path):
+    draw_scene(Split.TEST, 0).image.save(tmp_path / "<img src=x onerror=document.title='name'>.png")
+    (image,) = tmp_path.iterdir()
+    page.find_element("css selector", "input[type=file]").send_keys(str(image))
+    ask(page, "<img src=x onerror=document.title='prompt'><script>document.title='script'</script>")
+    wait(page, lambda: "1 images: <img src=x onerror" in texts(page)[1])
+    assert page.title == "out-int4 | out-fp16"
 
 
 def test_missing_gradio_is_one_sentence(monkeypatch, tmp_path):

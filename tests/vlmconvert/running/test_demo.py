@@ -10,13 +10,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from calibration.scenes import Split, draw_scene
 from manifests.io import read_manifest
-from tests.conftest import vlmconvert
+from tests.conftest import exhaustive_but, vlmconvert
 from vlmconvert.demo.training import exact_match
 from vlmconvert.families import FAMILIES, demo_checkpoint
 
 pytestmark = pytest.mark.slow
 
-QUESTIONS = 250
+QUESTIONS = 500
 BLANKED = 200
 WITH_DEMO = [family for family in FAMILIES.names if demo_checkpoint(family)]
 
@@ -106,6 +106,7 @@ def test_every_component_and_the_whole_are_measured(validated):
         assert {(metric, component) for metric in ("kl", "top1_agreement", "max_abs_logit_difference")} <= measured
 
 
+@pytest.mark.parametrize("validated", exhaustive_but(["mllama"], WITH_DEMO), indirect=True)
 def test_awq_is_closer_to_the_checkpoint_than_plain_int4(validated, tmp_path, store):
     """What the calibration is for: the demos have outlier channels, as large models have."""
     options = ("--llm", "int4", "--vision", "int8-ptq", "--validation-samples", QUESTIONS)

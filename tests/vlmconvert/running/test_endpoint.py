@@ -8,6 +8,7 @@ import io
 import json
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -22,6 +23,25 @@ from vlmconvert.measuring.process import Repeat
 from vlmconvert.running.endpoint import Endpoint
 
 
+def endless(server):
+    for _ in range(100):
+        server.wfile.write(b"data: " + b"x" * 1_000_000)
+
+
+# Fault -> what the server sends.
+HOSTILE = {
+    "number": lambda server: server._event(5),
+    "list": lambda server: server._event({"choices": ["x"]}),
+    "choices": lambda server: server._event({"choices": 7}),
+    "usage": lambda server: server._event({"usage": "many"}),
+    "count": lambda server: server._event({"usage": {"prompt_tokens": "1", "completion_tokens": None}}),
+    "binary": lambda server: server.wfile.write(b"data: \xff\n"),
+    "deep": lambda server: server.wfile.write(b"data: " + b"[" * 200_000 + b"\n"),
+    "endless": endless,
+    "nothing": lambda server: None,
+}
+
+
 class Server(BaseHTTPRequestHandler):
     """Answers with as many words as tokens are asked for; `requests` keeps the questions."""
 
@@ -34,6 +54,11 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append(body)
+        if self.server.fault == "elsewhere":
+            self.send_response(302)
+            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            self.end_headers()
+            return
         if self.server.fault == "refuse":
             self.send_error(400, "prompt too long")
             return
@@ -41,6 +66,10 @@ class Server(BaseHTTPRequestHandler):
         self.end_headers()
         if self.server.fault == "stream":
             self._event({"error": {"message": "out of memory", "code": 500}})
+            return
+        if self.server.fault in HOSTILE:
+            with suppress(ConnectionError):  # the client leaves
+                HOSTILE[self.server.fault](self)
             return
         time.sleep(0.02)
         count = body["max_tokens"] if body.get("ignore_eos") and self.server.fault != "short" else 3
@@ -177,6 +206,13 @@ def test_what_a_server_does_wrong_is_said(server, images, fault, message):
     server.fault = fault
     with pytest.raises(ConversionError, match=message):
         endpoint_row(Endpoint(server.url, "llava"), "Describe.", [images / "0.png"], 12, 16)
+
+
+@pytest.mark.parametrize("fault", [*HOSTILE, "elsewhere"])
+def test_a_hostile_server_is_one_sentence(server, images, fault):
+    server.fault = fault
+    with pytest.raises(ConversionError, match=rf"{server.url} .*: \w+"):
+        Endpoint(server.url, "llava").ask("Describe.", images / "0.png", 5)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import openvino as ov
 import pytest
 
 from tests.benchmarks import whole_graph as peer
+from tests.conftest import exhaustive_but
 
 FUSED = ("RoPE", "RMS", "ScaledDotProductAttention", "FullyConnected")
 
@@ -34,7 +35,7 @@ def whole(demo, tmp_path_factory):
     return kernels(path)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4-awq"])
+@pytest.mark.parametrize("precision", exhaustive_but(["fp32"], ["fp32", "int4-awq"]))
 def test_the_same_kernels_as_in_the_whole_graph(build, whole, precision):
     folder = build("--llm", precision, "--vision", "fp32")
     text = json.loads((folder / "config.json").read_text())["text_config"]

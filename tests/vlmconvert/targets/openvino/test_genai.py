@@ -12,7 +12,7 @@ from PIL import Image
 
 from calibration.scenes import Split, draw_scene
 from tests.checkpoints import SIZE, as_transformers_4, write_checkpoint
-from tests.conftest import vlmconvert
+from tests.conftest import exhaustive_but, vlmconvert
 from tests.prompts import chat_prompt, process
 from vlmconvert import load_processor
 from vlmconvert.running.open import open_runner
@@ -28,7 +28,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
 NATIVE = {"llava": (SIZE, SIZE), "llava-next": (2 * SIZE, 2 * SIZE), "llava-next-video": (2 * SIZE, 2 * SIZE)}
 
 
-@pytest.fixture(scope="module", params=NATIVE)
+@pytest.fixture(scope="module", params=exhaustive_but(["llava", "llava-next-video"], NATIVE))
 def folder(request, tmp_path_factory, store):
     place = tmp_path_factory.mktemp("genai")
     checkpoint = write_checkpoint(place / "checkpoint", request.param)
@@ -104,9 +104,10 @@ def inputs_of(folder, image):
     return process(processor, [chat_prompt(processor, (("What is it?", None),))], [[image]])
 
 
-@pytest.mark.parametrize(("settings", "beside"), OLD_SETTINGS.values(), ids=OLD_SETTINGS)
-def test_settings_that_genai_does_not_read_are_rewritten(settings, beside, tmp_path, store):
+@pytest.mark.parametrize("name", exhaustive_but(list(OLD_SETTINGS)[:1], OLD_SETTINGS))
+def test_settings_that_genai_does_not_read_are_rewritten(name, tmp_path, store):
     """As of llava-interleave, whose tower is a SigLIP; transformers makes of the artifact what it makes of the checkpoint."""
+    settings, beside = OLD_SETTINGS[name]
     checkpoint, output = tmp_path / "checkpoint", tmp_path / "out"
     write_checkpoint(
         checkpoint, text="qwen2", vision="siglip", strategy="full", layer=-1, text_options={"tie_word_embeddings": True}
