@@ -107,7 +107,7 @@ def verify_files(folder: Path, manifest: Manifest) -> Iterator[Finding]:
 def _file(folder: Path, record: FileRecord, place: str) -> Finding:
     path = folder / record.path
     if not path.is_file():
-        return failed("file", place, "missing")
+        return failed("file", place, "not a file" if path.exists() else "missing")
     if (size := path.stat().st_size) != record.size:
         return failed("file", place, f"{size} bytes, the manifest says {record.size}")
     if sha256_file(path) != record.sha256:

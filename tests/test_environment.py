@@ -43,7 +43,7 @@ def converted(place: Path, variables: dict[str, str]) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (place / "out").iterdir() if path.name != RUN_LOG_NAME}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_environment_changes_no_byte(tmp_path):
     plain, odd = (converted(tmp_path / name, variables) for name, variables in ENVIRONMENTS.items())
     assert plain.keys() == odd.keys()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import vlmconvert
+from tests.conftest import exhaustive_but, vlmconvert
 from tests.garbage import copy
 from vlmconvert.families import demo_checkpoint
 
@@ -135,7 +135,7 @@ def checkpoint(tmp_path):
 
 @pytest.mark.parametrize(
     "family",
-    ["llava", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mllama", "llava-next", "llava-next-video"))],
+    exhaustive_but(["llava", "llava-next-video"], ["llava", "mllama", "llava-next", "llava-next-video"]),
 )
 def test_a_checkpoint_that_brings_code_is_converted_without_it(family, checkpoint, store, tmp_path, monkeypatch):
     """It is converted, validated, and asked; or refused. Whatever is answered to a question of transformers is yes."""

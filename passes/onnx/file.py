@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from manifests.errors import ConversionError
+from manifests.errors import BadInputError, ConversionError
 from manifests.model import FileRecord, OnnxRequirements, Port
 from passes.export.weights import WeightBytes, write_bytes
 
@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-__all__ = ["count_weights", "data_file", "ports", "read", "requirements", "weight_places", "write"]
+__all__ = [
+    "check_weights_beside",
+    "count_weights",
+    "data_file",
+    "ports",
+    "read",
+    "requirements",
+    "weight_places",
+    "write",
+]
 
 _ALIGNMENT = 64
 # Weights from `_LARGE` bytes on begin on a page, so that a runtime can map them into memory; onnx-ir has the same limit.
@@ -123,6 +132,26 @@ def read(path: Path) -> onnx.ModelProto:
     import onnx
 
     return onnx.load(path, load_external_data=False)
+
+
+def check_weights_beside(path: Path) -> None:
+    """Refuse a graph whose weights lie in another file than its own .data file, which a stranger may have chosen.
+
+    Raises:
+        BadInputError: if it is so, or the file is not ONNX.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = read(path)
+    except DecodeError as error:
+        raise BadInputError(f"{path} is not ONNX ({error}): fetch the artifact again") from error
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and entry.value != data_file(path).name:
+                raise BadInputError(
+                    f"{path}: weight {tensor.name} lies in {entry.value} instead of {data_file(path).name}: convert again"
+                )
 
 
 def weight_places(path: Path) -> dict[str, tuple[int, int]]:

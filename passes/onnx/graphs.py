@@ -7,7 +7,7 @@ from pathlib import Path
 
 from manifests.model import ComponentRecord, Port
 from manifests.verify import Finding, failed, passed
-from passes.onnx.file import count_weights, ports
+from passes.onnx.file import check_weights_beside, count_weights, ports
 
 __all__ = ["verify_graph"]
 
@@ -18,6 +18,7 @@ def verify_graph(component: ComponentRecord, path: Path) -> Iterator[Finding]:
 
     place = f"{component.name}, {path.name}"
     try:
+        check_weights_beside(path)
         onnx.checker.check_model(path)
         inputs, outputs = ports(path)
     except Exception as error:  # onnx raises what protobuf and its own C++ raise

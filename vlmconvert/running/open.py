@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from manifests.errors import BadInputError
 from manifests.io import read_manifest
 from vlmconvert.families import load_family
 from vlmconvert.targets import load_target
@@ -34,5 +35,8 @@ def open_runner(
         BadInputError: if the folder is not an artifact, or its runtime does not have the device or an option.
     """
     manifest = read_manifest(folder)
+    for record in (*manifest.assets, *(file for component in manifest.components for file in component.files)):
+        if not (folder / record.path).is_file():  # a runtime would wait for a pipe for ever
+            raise BadInputError(f"{folder / record.path} is missing or not a file: fetch the artifact again")
     family = load_family(manifest.family)
     return load_target(manifest.target).open_runner(folder, manifest, family, device, ov_config or {}, cache_dir)

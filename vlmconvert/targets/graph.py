@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
-from xml.etree import ElementTree
 
-from manifests.errors import VlmConvertError
+from manifests.errors import BadInputError
+from manifests.files import read_json
 from passes.base import final_bits
 from vlmconvert.options import Option
 from vlmconvert.targets.base import ComponentPlan, ComponentRequest, Target, source_size
@@ -59,8 +58,15 @@ class GraphTarget(Target):
         """Name of a component's files, without ending, under which runtimes and other tools look for it."""
 
     def graph_file(self, folder: Path, record: ComponentRecord) -> Path:
-        """The file that has the graph of a component; another file has the weights."""
-        return folder / next(file.path for file in record.files if file.path.endswith(self.suffixes[0]))
+        """The file that has the graph of a component; another file has the weights.
+
+        Raises:
+            BadInputError: if the manifest lists no such file.
+        """
+        for file in record.files:
+            if file.path.endswith(self.suffixes[0]):
+                return folder / file.path
+        raise BadInputError(f"the manifest of {folder} lists no graph of {record.name}: convert again")
 
     def plan(self, asked: ComponentRequest) -> ComponentPlan:
         fallbacks = []
@@ -160,8 +166,12 @@ class GraphTarget(Target):
         components = _described(folder, family)
         for record in manifest.components:
             graph = self.graph_file(folder, record)
-            broken = [file.path for file in record.files if f"{record.name}, {file.path}" in damaged]
-            if graph.name in broken or not all((folder / file.path).is_file() for file in record.files):
+            broken = [
+                file.path
+                for file in record.files
+                if f"{record.name}, {file.path}" in damaged or not (folder / file.path).is_file()
+            ]
+            if graph.name in broken or not all((folder / name).is_file() for name in broken):
                 yield skipped("blocks", record.name, f"not checked, because {broken[0]} is damaged")
             elif record.name not in components:
                 yield skipped("blocks", record.name, "config.json does not describe this component")
@@ -191,8 +201,8 @@ class GraphTarget(Target):
 
         try:
             checksums = self.block_checksums(graph, component)
-        except (ElementTree.ParseError, KeyError, ValueError, VlmConvertError) as error:
-            yield failed("blocks", record.name, f"{graph.name} cannot be read: {error}")
+        except Exception as error:  # a damaged graph may break its reader in any way
+            yield failed("blocks", record.name, f"{graph.name} cannot be read: {error or type(error).__name__}")
             return
         names = [*record.blocks, *(checksums.keys() - record.blocks.keys())]
         findings = [
@@ -208,7 +218,7 @@ class GraphTarget(Target):
 def _described(folder: Path, family: Family) -> dict[str, Component]:
     """The components that an artifact's config.json describes, by name; none if the file is damaged."""
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        config = read_json(folder / "config.json")
         return {component.name: component for component in family.components(config)}
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # a config that describes no model may break its reader in any way
         return {}

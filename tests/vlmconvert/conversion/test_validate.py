@@ -11,12 +11,19 @@ INT4 = ("--llm", "int4", "--vision", "int8", "--max-drop", "100")
 OPTIONS = {"openvino": INT4, "onnx": INT4, "ascend": ("--llm", "w8a16")}
 
 
+VALIDATED = [
+    ("llava", "openvino"),
+    pytest.param("llava", "onnx", marks=pytest.mark.exhaustive),
+    ("mllama", "ascend"),
+]
+
+
 def figures(folder):
     return {(item.metric, item.component): item for item in read_manifest(folder).validation}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "target"), [("llava", "openvino"), ("llava", "onnx"), ("mllama", "ascend")])
+@pytest.mark.parametrize(("family", "target"), VALIDATED)
 def test_block_by_block_has_the_figures_of_the_whole(family, target, store, tmp_path, monkeypatch):
     options = ("--target", target, *OPTIONS[target], "--validation-samples", 6, "--store", store)
     whole = vlmconvert(family, *options, "-o", tmp_path / "whole")

@@ -111,7 +111,7 @@ def test_a_corrupted_artifact_fails(build, corrupted, tmp_path):
     assert messages["size"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_published_bad_build_is_refused_and_its_block_named(build, tmp_path):
     """Files and manifest fit each other; only the comparison with the last good build can tell, as for other garbage too."""
     good = build("--llm", "int4", "--vision", "fp32")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from manifests.errors import BadInputError
+from passes.onnx.file import check_weights_beside
 from passes.onnx.session import OnnxSession
 from vlmconvert.targets.runtime import Value
 
@@ -38,6 +39,7 @@ class OnnxRuntime:
 
     def open(self, file: Path, shared: Collection[str] = ()) -> OnnxGraph:
         """See `Runtime`."""
+        check_weights_beside(file)
         return OnnxGraph(file)
 
     def to_host(self, value: Value) -> np.ndarray:

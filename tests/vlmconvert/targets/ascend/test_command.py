@@ -95,7 +95,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "run.json"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_equal_runs_give_equal_bytes(tmp_path, own_helpers):
     folders = {}
     for workers in ("1", "2"):
