@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from pathlib import Path
+from typing import Any
 
 from manifests.errors import BadInputError
 from manifests.files import checked_record, read_json, sha256_file, write_atomically
@@ -17,6 +19,7 @@ __all__ = [
     "CHECKSUM_NAME",
     "MANIFEST_NAME",
     "SCHEMA_FILE",
+    "check_names",
     "checksum_line",
     "json_schema",
     "manifest_digest",
@@ -55,10 +58,28 @@ def read_manifest(folder: Path) -> Manifest:
     return read_manifest_file(folder / MANIFEST_NAME)
 
 
+def check_names(content: Any, path: Path) -> None:
+    """Refuse a manifest with characters that would command a terminal, or mislead who reads what it shows.
+
+    Raises:
+        BadInputError: if a text or a key has one.
+    """
+    pending = [content]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            pending += [*item, *item.values()]
+        elif isinstance(item, list):
+            pending += item
+        elif isinstance(item, str) and any(unicodedata.category(letter) in {"Cc", "Cf", "Cs"} for letter in item):
+            raise BadInputError(f"{path} has characters that no name has, in {item!r:.80}: fetch the artifact again")
+
+
 def read_manifest_file(path: Path) -> Manifest:
     """Read a manifest file of any name, with or without its artifact; see `read_manifest`."""
     mend = "convert the checkpoint again"
     data = read_json(path, mend)
+    check_names(data, path)
     version = str(data.get("schema_version", "")) if isinstance(data, dict) else ""
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
         raise BadInputError(

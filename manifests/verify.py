@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from manifests.beside import foreign_files
 from manifests.errors import BadInputError
 from manifests.files import sha256_file
-from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, checksum_line
+from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, check_names, checksum_line
 from manifests.model import SCHEMA_VERSION, FileRecord, Manifest
 
 __all__ = ["Finding", "failed", "passed", "skipped", "verify_files", "verify_manifest"]
@@ -74,6 +74,7 @@ def verify_manifest(folder: Path) -> tuple[Manifest | None, list[Finding]]:
     findings = []
     try:
         data = json.loads(path.read_bytes())
+        check_names(data, path)
         version = str(data["schema_version"])
         if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
             findings.append(f"schema version {version}, and this vlmconvert reads {SCHEMA_VERSION}")
@@ -83,7 +84,7 @@ def verify_manifest(folder: Path) -> tuple[Manifest | None, list[Finding]]:
             manifest = None if findings else manifest
     except ValidationError as error:
         findings += [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-    except (ValueError, KeyError, TypeError) as error:
+    except (BadInputError, ValueError, KeyError, TypeError, RecursionError) as error:
         findings.append(f"not a manifest ({error!r})")
     checks += [failed("schema", MANIFEST_NAME, text) for text in findings] or [passed("schema", MANIFEST_NAME)]
     return manifest, checks

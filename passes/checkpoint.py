@@ -205,7 +205,8 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
                 f"tensor {twice[0]} is in both {tensors[twice[0]].file} and {file}: fetch the checkpoint again"
             )
         tensors |= header
-    return Checkpoint(model or folder.resolve().name, revision, folder, config, tensors, files.unread)
+    name = "".join(letter if letter.isprintable() else "?" for letter in folder.resolve().name)  # a manifest has it
+    return Checkpoint(model or name, revision, folder, config, tensors, files.unread)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

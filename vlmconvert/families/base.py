@@ -6,12 +6,15 @@ and images enter. Passes, targets and commands get that object and know nothing 
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from manifests.errors import BadInputError
+from manifests.files import read_json
+from passes.checkpoint import read_config
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,15 +211,31 @@ class Family(ABC):
 
 
 def end_tokens(folder: Path) -> list[int]:
-    """Ids of the tokens that end an answer, from the generation config or, if it has none, from config.json."""
+    """Ids of the tokens that end an answer, from the generation config or, if it has none, from config.json.
+
+    Raises:
+        BadInputError: if there are none, or they are no ids.
+    """
     ends = read_generation_config(folder).get("eos_token_id")
     if not ends:
-        ends = json.loads((folder / "config.json").read_text(encoding="utf-8"))["text_config"]["eos_token_id"]
-    return ends if isinstance(ends, list) else [ends]
+        text = read_config(folder).get("text_config")
+        ends = text.get("eos_token_id") if isinstance(text, dict) else None
+    ends = ends if isinstance(ends, list) else [ends]
+    if not all(isinstance(end, int) for end in ends):
+        raise BadInputError(
+            f"{folder} does not say which tokens end an answer: set eos_token_id in its generation_config.json"
+        )
+    return ends
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
-    """The content of generation_config.json; empty if there is none."""
+    """The content of generation_config.json; empty if there is none.
+
+    Raises:
+        BadInputError: if it is not a JSON object.
+    """
     path = folder / "generation_config.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    content = read_json(path) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise BadInputError(f"{path} is not a JSON object: fetch the file again")
     return content

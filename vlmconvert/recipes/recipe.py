@@ -99,7 +99,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
     """Make the recipe of a finished artifact from its manifest.
 
     Raises:
-        BadInputError: if the manifest was written by an older version, which did not record all settings.
+        BadInputError: if the manifest was written by an older version, which did not record all settings, or is no artifact's.
     """
     if manifest.settings is None:
         raise BadInputError(
@@ -113,12 +113,17 @@ def recipe_of(manifest: Manifest) -> Recipe:
         )
         for item in manifest.components
     }
-    return Recipe(
-        target=manifest.target,
-        options=manifest.settings.options,
-        calibration=manifest.settings.calibration or CalibrationSettings(),
-        components=components,
-    )
+    try:
+        return Recipe(
+            target=manifest.target,
+            options=manifest.settings.options,
+            calibration=manifest.settings.calibration or CalibrationSettings(),
+            components=components,
+        )
+    except ValidationError as error:
+        raise BadInputError(
+            f"the manifest of {manifest.name} holds no recipe ({first_fault(error)}): convert the checkpoint again"
+        ) from error
 
 
 def recipe_text(recipe: Recipe, calibrated: bool = True) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
 from manifests.io import read_manifest
-from vlmconvert.families import load_family
+from passes.checkpoint import read_config
+from vlmconvert.families import family_of, load_family
 from vlmconvert.targets import load_target
 
 if TYPE_CHECKING:
@@ -39,4 +40,16 @@ def open_runner(
         if not (folder / record.path).is_file():  # a runtime would wait for a pipe for ever
             raise BadInputError(f"{folder / record.path} is missing or not a file: fetch the artifact again")
     family = load_family(manifest.family)
-    return load_target(manifest.target).open_runner(folder, manifest, family, device, ov_config or {}, cache_dir)
+    described = family_of(read_config(folder), str(folder))
+    if described.name != family.name:
+        raise BadInputError(
+            f"{folder} is a {family.name} by its manifest and a {described.name} by its config.json: fetch the artifact again"
+        )
+    target = load_target(manifest.target)
+    try:
+        return target.open_runner(folder, manifest, family, device, ov_config or {}, cache_dir)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise BadInputError(
+            f"{folder} cannot be opened, since its files do not fit each other ({type(error).__name__}: {error}): fetch the "
+            "artifact again"
+        ) from error

@@ -161,9 +161,11 @@ class GraphTarget(Target):
         return self.block_models({record.name: self.graph_file(folder, record) for record in manifest.components})
 
     def verify(self, folder: Path, manifest: Manifest, family: Family, damaged: set[str]) -> Iterator[Finding]:
-        from manifests.verify import skipped
+        from manifests.verify import failed, skipped
 
         components = _described(folder, family)
+        for name in sorted(components.keys() - {record.name for record in manifest.components}):
+            yield failed("blocks", name, "the manifest does not list this component, which config.json describes")
         for record in manifest.components:
             graph = self.graph_file(folder, record)
             broken = [
@@ -174,7 +176,7 @@ class GraphTarget(Target):
             if graph.name in broken or not all((folder / name).is_file() for name in broken):
                 yield skipped("blocks", record.name, f"not checked, because {broken[0]} is damaged")
             elif record.name not in components:
-                yield skipped("blocks", record.name, "config.json does not describe this component")
+                yield failed("blocks", record.name, "config.json does not describe this component")
             else:
                 yield from self._verify_blocks(record, components[record.name], graph, damaged=bool(broken))
             if broken:

@@ -141,6 +141,8 @@ class GraphRunner(ArtifactRunner):
         )
         self._files = graphs
         self.graphs = {name: runtime.open(file, self.shared) for name, file in graphs.items()}
+        if "logits" not in self.graphs[self.components[-1].name].outputs:
+            raise ValueError(f"{graphs[self.components[-1].name].name} gives no logits")
         self._values: dict[str, Value] = {}
         self._encoded: dict[str, tuple[str, dict[str, Value]]] = {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,11 @@ Value = Any
 
 class Graph(Protocol):
     """A compiled graph, which keeps its state between calls."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of the outputs."""
+        ...
 
     def __call__(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """Run the graph.

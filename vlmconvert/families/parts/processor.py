@@ -50,6 +50,13 @@ def checked_processor(folder: Path, open_files: Callable[[Path], Any]) -> Any:
         raise BadInputError(
             f"the processor in {folder} has no chat template: add chat_template.jinja from the model's page"
         )
+    try:
+        chat_prompt(processor, (("Hello", None),))
+    except Exception as error:  # a template may do anything that Jinja allows
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BadInputError(
+            f"the chat template in {folder} cannot write a question ({reason}): copy it from the model's page"
+        ) from error
     return processor
 
 

@@ -21,6 +21,7 @@ class OnnxGraph:
 
     def __init__(self, file: Path) -> None:
         self._session = OnnxSession(file)
+        self.outputs = self._session.outputs
 
     def __call__(self, values: Mapping[str, Value]) -> dict[str, Value]:
         """See `Graph`; the outputs are `OrtValue`s."""

@@ -68,7 +68,7 @@ class OpenvinoRuntime:
 
 
 class OpenvinoGraph:
-    """A compiled model with one inference request."""
+    """A compiled model with one inference request; see `Graph`."""
 
     def __init__(
         self, core: ov.Core, device: str, file: Path, compiled: ov.CompiledModel, shared: Collection[str]
@@ -76,8 +76,8 @@ class OpenvinoGraph:
         self._core, self._device, self._file = core, device, file
         self.request = compiled.create_infer_request()
         self._inputs = {name for port in compiled.inputs for name in port.get_names()}
-        self._outputs = [port.get_any_name() for port in compiled.outputs]
-        self._shared = [name for name in self._outputs if name in shared]
+        self.outputs = [port.get_any_name() for port in compiled.outputs]
+        self._shared = [name for name in self.outputs if name in shared]
         self._given: dict[str, Value] = {}
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -97,7 +97,7 @@ class OpenvinoGraph:
         if self._shared and self._device.startswith("GPU"):
             self._place_on_device()
         self.request.infer()
-        return {name: self.request.get_tensor(name) for name in self._outputs}
+        return {name: self.request.get_tensor(name) for name in self.outputs}
 
     def reset(self) -> None:
         """See `Graph`."""
