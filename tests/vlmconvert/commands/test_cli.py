@@ -253,7 +253,7 @@ def test_a_killed_run_goes_on_where_it_stopped(in_one_go, tmp_path):
         assert (output / name).read_bytes() == (in_one_go / name).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_changing_the_vision_encoder_leaves_the_language_model_alone(store, tmp_path):
     options = ("--llm", "int4-awq", "--samples", "4", "--vision-samples", "8", "--no-validate", "--store", store)
     for vision in ("fp16", "int8-ptq"):

@@ -7,11 +7,11 @@ import pytest
 from tests.kill_anywhere import Case
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("target", "kills"),
     [
-        pytest.param("openvino", [(signal.SIGTERM, 0.5), (signal.SIGKILL, 0.7)], marks=pytest.mark.exhaustive),
+        ("openvino", [(signal.SIGTERM, 0.5), (signal.SIGKILL, 0.7)]),
         ("ascend", [(signal.SIGINT, 0.7)]),
     ],
 )

@@ -246,6 +246,7 @@ def test_generate_gives_every_familys_tokens(family, target, tmp_path, store):
     assert torch.equal(*(side.generate(**inputs, max_new_tokens=8) for side in (peer, model)))
 
 
+@pytest.mark.exhaustive
 def test_onnx_files_and_ports_are_those_of_the_ecosystem(tmp_path, store):
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     options = ("--llm", "int4", "--group-size", 32, "--vision", "fp32", "--no-validate", "--store", store)
@@ -334,6 +335,7 @@ def test_a_tied_head_with_values_of_its_own_is_refused(other, tmp_path, store):
     assert ("set tie_word_embeddings to false" in result.output) == other
 
 
+@pytest.mark.exhaustive
 def test_a_pooling_that_no_sample_reaches_is_compressed_without_activations(tmp_path, store):
     checkpoint = write_checkpoint(tmp_path / "checkpoint", "llava-next-video", spatial_pool_mode="conv")
     result = vlmconvert(

@@ -77,7 +77,7 @@ def test_teacher_forced_accuracy_is_that_of_generate(demo, model):
     assert right / 20 == exact_match(model, processor, 20)
 
 
-@pytest.fixture(scope="module", params=WITH_DEMO)
+@pytest.fixture(scope="module", params=exhaustive_but(["mllama"], WITH_DEMO))
 def validated(request, tmp_path_factory, store):
     """The manifest of the default conversion, validated on all questions; ONNX holds the same codes."""
     output = tmp_path_factory.mktemp("validated") / "out"

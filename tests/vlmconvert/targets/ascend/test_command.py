@@ -109,7 +109,7 @@ def test_equal_runs_give_equal_bytes(tmp_path, own_helpers):
     assert len([name for name in folders["1"] if name.endswith(".safetensors")]) > 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_engines_write_files_of_equal_names(tmp_path, store):
     folders = [tmp_path / engine for engine in ("vlmconvert", "msmodelslim")]
     for folder in folders:
@@ -257,7 +257,7 @@ def test_verify_has_no_rules_for_an_unknown_family(copied):
         list(verify(copied, run=False))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_bench(demo_artifact, tmp_path):
     options = ("--new-tokens", 2, "--repeats", 1, "--warmup", 0)
     files = ("--csv", tmp_path / "b.csv", "--json", tmp_path / "b.json")

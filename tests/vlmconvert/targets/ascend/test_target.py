@@ -132,7 +132,7 @@ def test_of_two_image_processors_the_nested_one_counts(tmp_path, checkpoint, sto
     assert "image_processor" not in json.loads((tmp_path / "out" / "processor_config.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_transformers_4_opens_every_familys_folder(tmp_path, checkpoint, artifact):
     """The version of MindIE's time, in a process of its own."""
     packages = tmp_path / "packages"
