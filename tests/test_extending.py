@@ -77,6 +77,7 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+@pytest.mark.exhaustive
 def test_the_family_and_the_precision_convert(installed, checkpoint, tmp_path):
     """The family is found from the config, and the artifact answers as transformers' own model does."""
     precision = ("--llm", "fp16-scaled", "--vision", "fp16-scaled", "--activations-scale", 16)

@@ -7,7 +7,7 @@ import pytest
 from passes.telemetry import VARIABLES
 from tests.network import observed
 
-DEMO = ("-m", "vlmconvert", "llava", "--llm", "int4-awq", "--vision", "int8-ptq", "--workers", "2")
+DEMO = ("-m", "vlmconvert", "llava", "--llm", "int8", "--vision", "int8-ptq", "--workers", "2")
 FEW = ("--samples", "2", "--vision-samples", "2", "--validation-samples", "2", "-o", "out")
 
 

@@ -64,7 +64,7 @@ def test_a_list_of_other_files_is_no_video(tmp_path, name, text):
         read_frames(path, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_model_that_takes_no_videos_says_so(build, video):
     folder = build("--llm", "fp32", "--vision", "fp32")
     result = vlmconvert("run", folder, "--video", video, "--prompt", "What happens?")

@@ -7,10 +7,11 @@ import shutil
 import pytest
 
 from tests.checkpoints import write_checkpoint
-from tests.conftest import vlmconvert
+from tests.conftest import exhaustive_but, vlmconvert
 from tests.hostile.artifacts import CHANGED
 
 pytestmark = pytest.mark.slow
+BY_NAME = {changed.name: changed for changed in CHANGED}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,9 @@ def said(result) -> str:
     return output
 
 
-@pytest.mark.parametrize("changed", CHANGED, ids=[changed.name for changed in CHANGED])
-def test_it_misleads_nobody(changed, artifacts, tmp_path):
+@pytest.mark.parametrize("name", exhaustive_but([name for name in BY_NAME if BY_NAME[name].finding], BY_NAME))
+def test_it_misleads_nobody(name, artifacts, tmp_path):
+    changed = BY_NAME[name]
     folder = tmp_path / "artifact"
     shutil.copytree(artifacts / changed.target, folder)
     for path in folder.iterdir():

@@ -17,7 +17,7 @@ def test_the_least_sensitive_layers_go_to_4_bit_while_the_share_allows():
     assert layers_in_8_bit(scores, 0.01) == {"a", "b", "c", "d"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ratio_ranks_the_layers_of_the_whole_component(whole, streamed):
     """The layers, and the codes in them, are those of one call of NNCF on the whole graph."""
     expected, found = whole(0.6), streamed("--samples", f"{SAMPLES}", "--ratio", "0.6")

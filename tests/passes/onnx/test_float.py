@@ -15,7 +15,7 @@ from vlmconvert import load_processor
 from vlmconvert.families import load_family
 from vlmconvert.families.mllama.reference import Reference
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 
 class Graphs:

@@ -162,7 +162,7 @@ def test_what_is_no_family_of_that_name_is_refused(monkeypatch, name):
 
 def test_a_family_without_the_rest_has_defaults(tmp_path):
     assert (FAMILY.ascend, FAMILY.demo, FAMILY.video_token({}), FAMILY.batch_axis("x")) == (None, None, None, 0)
-    (tmp_path / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": 7}}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "text_config": {"eos_token_id": 7}}))
     assert FAMILY.end_tokens(tmp_path) == [7]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [8, 9]}))
     assert FAMILY.end_tokens(tmp_path) == [8, 9]

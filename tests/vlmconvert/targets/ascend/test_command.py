@@ -201,7 +201,7 @@ def test_run_answers_and_device_options_are_refused(demo_artifact, tmp_path):
     assert "leave out --device" in result.output
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_evaluate_check_and_report(demo_artifact, copied, tmp_path, store):
     result = vlmconvert("evaluate", copied, "--samples", "30", "--store", store)
     assert result.exit_code == 0, result.output
