@@ -83,7 +83,7 @@ def cosine(one, other):
 @pytest.mark.slow
 @pytest.mark.parametrize("precisions", exhaustive_but([("int4-awq", "int8-ptq")], PRECISIONS), ids="-".join)
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("family", exhaustive_but(LLAVA[1:], FAMILIES.names))
+@pytest.mark.parametrize("family", exhaustive_but(LLAVA[2:], FAMILIES.names))
 def test_cell(family, target, precisions, families, store, tmp_path):
     checkpoint, processed, expected = families(family)
     llm, vision = precisions

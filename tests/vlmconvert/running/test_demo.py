@@ -106,7 +106,7 @@ def test_every_component_and_the_whole_are_measured(validated):
         assert {(metric, component) for metric in ("kl", "top1_agreement", "max_abs_logit_difference")} <= measured
 
 
-@pytest.mark.parametrize("validated", exhaustive_but(["mllama"], WITH_DEMO), indirect=True)
+@pytest.mark.exhaustive
 def test_awq_is_closer_to_the_checkpoint_than_plain_int4(validated, tmp_path, store):
     """What the calibration is for: the demos have outlier channels, as large models have."""
     options = ("--llm", "int4", "--vision", "int8-ptq", "--validation-samples", QUESTIONS)

@@ -128,6 +128,7 @@ def test_both_targets_hold_the_same_codes(build, small, demo, prompts):
     assert np.abs(one - other).max() < 0.05 * np.ptp(one)
 
 
+@pytest.mark.exhaustive
 def test_every_command(small, demo, store, tmp_path):
     picture = tmp_path / "scene.png"
     scene = draw_scene(Split.TEST, 0)
