@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 from typing import ClassVar
 
-__all__ = ["BadInputError", "CheckFailedError", "ConversionError", "VlmConvertError", "is_disk_full"]
+__all__ = ["BadInputError", "CheckFailedError", "ConversionError", "VlmConvertError", "is_disk_full", "printable"]
 
 
 # Characters of the longest message: what a message quotes from a file may be of any length.
 _LONGEST = 1000
+
+
+def printable(text: str, instead: str) -> str:
+    """A text with something else in the place of characters that are not printable."""
+    return "".join(letter if letter.isprintable() else instead for letter in text)
 
 
 class VlmConvertError(Exception):
@@ -19,7 +24,7 @@ class VlmConvertError(Exception):
 
     def __str__(self) -> str:
         """The message as one line of printable characters, since names in a file may hold line ends or terminal commands."""
-        text = "".join(letter if letter.isprintable() else " " for letter in super().__str__())
+        text = printable(super().__str__(), " ")
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from manifests.errors import BadInputError
+from manifests.errors import BadInputError, printable
 from manifests.files import read_json
 from manifests.network import is_offline
 from passes.checkpoint_files import check_file, weight_files
@@ -205,8 +205,7 @@ def open_checkpoint(folder: Path, model: str | None = None, revision: str | None
                 f"tensor {twice[0]} is in both {tensors[twice[0]].file} and {file}: fetch the checkpoint again"
             )
         tensors |= header
-    name = "".join(letter if letter.isprintable() else "?" for letter in folder.resolve().name)  # a manifest has it
-    return Checkpoint(model or name, revision, folder, config, tensors, files.unread)
+    return Checkpoint(model or printable(folder.resolve().name, "?"), revision, folder, config, tensors, files.unread)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def idle():
             ),
             marks=pytest.mark.exhaustive,
         ),
+        ("--llm", "fp16", "--vision", "int8-ptq", "--vision-samples", 1),
         pytest.param(("--target", "onnx", "--llm", "int8", "--vision", "int8"), marks=pytest.mark.exhaustive),
         ("--target", "ascend", "--llm", "w8a16"),
     ],
