@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,12 +13,12 @@ from passes.checkpoint import Checkpoint
 from passes.export.safetensors import CHUNK, Entry, raw_chunks, ring
 from passes.header import TensorInfo
 from passes.opened import OpenedCheckpoint
-from passes.store import digest
+from passes.store import Store, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from passes.export.segments import Segments
 
-__all__ = ["FLOAT", "Chunks", "MadeTensor", "StoredTensor", "TensorPass", "Tensors"]
+__all__ = ["FLOAT", "Chunks", "MadeTensor", "StoredTensor", "TensorPass", "Tensors", "chunks_of"]
 
 # Kind of a tensor that no pass has changed.
 FLOAT = "FLOAT"
@@ -58,6 +58,12 @@ class MadeTensor:
     kind: str = FLOAT
 
 
+def chunks_of(tensors: Iterable[MadeTensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of tensors, one after the other."""
+    for tensor in tensors:
+        yield from tensor.chunks()
+
+
 class Tensors(Intermediate):
     """All tensors of a checkpoint, and the tensors that each is turned into; only metadata has been read.
 
@@ -78,6 +84,7 @@ class Tensors(Intermediate):
     ) -> None:
         self.checkpoint, self.architecture, self.key = checkpoint, architecture, key
         self.make = make or self.unchanged
+        self._segments: Segments | None = None
 
     @classmethod
     def of(cls, opened: Intermediate) -> Tensors:
@@ -101,6 +108,18 @@ class Tensors(Intermediate):
     def made(self) -> list[list[MadeTensor]]:
         """The tensors to be written: one list for each tensor of the checkpoint."""
         return [list(self.make(tensor)) for tensor in self.stored()]
+
+    def keep_in(self, store: Store) -> Segments:
+        """What keeps the bytes of the tensors to be written until `discard`."""
+        from passes.export.segments import Segments
+
+        self._segments = Segments(store, self.key)
+        return self._segments
+
+    def discard(self) -> None:
+        """See `Intermediate`."""
+        if self._segments is not None:
+            self._segments.discard()
 
     def unchanged(self, tensor: StoredTensor) -> list[MadeTensor]:
         """The tensor under its on-hub name, with its bytes as they are."""

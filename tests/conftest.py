@@ -39,10 +39,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: else the last of them runs while all other processes have nothing left to do.
 
-    Of the slow ones, test_trace.py is the last: what it needs traced, another file has traced by then.
+    Of the slow ones, those that look at the same traces for ONNX as test_transfer.py come last: it has made them by then.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, item.path.name == "test_trace.py"))
+    items.sort(key=lambda item: (item.path not in slow, item.path.name in {"test_trace.py", "test_file.py"}))
 
 
 def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:

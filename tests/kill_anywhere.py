@@ -40,7 +40,7 @@ OPTIONS = {
         "2",
     ),
     "onnx": ("--llm", "int4", "--vision", "int8", "--workers", "2"),
-    "ascend": ("--llm", "w8a16", "--workers", "2"),
+    "ascend": ("--llm", "w8a16", "--shard-size", "300kB", "--workers", "2"),
 }
 
 
@@ -51,17 +51,23 @@ class Case:
     Attributes:
         target: the target.
         work: a folder of its own.
+        model: checkpoint to convert; None is the demo.
         seconds: seconds that an undisturbed run takes.
         total: number of blocks that it makes.
+        grown: bytes by which it makes the folder grow.
+        copied: bytes of the folder that each run starts with.
         patience: seconds in which all processes of a run must have ended after a signal.
         before, expected: hashes of the artifact that is at the output before the kill, and of the undisturbed one.
     """
 
     target: str
     work: Path
+    model: Path | None = None
     patience: float = 3.0
     seconds: float = 0.0
     total: int = 0
+    grown: int = 0
+    copied: int = 0
     before: dict[str, str] = field(default_factory=dict)
     expected: dict[str, str] = field(default_factory=dict)
 
@@ -69,12 +75,16 @@ class Case:
         """The command that writes `name`, with a store of the same name."""
         places = ["-o", str(self.work / name / "out"), "--store", str(self.work / name / "store")]
         options = [*OPTIONS[self.target], "--no-validate", "--force"]
-        return [sys.executable, "-m", "vlmconvert", "llava", "--target", self.target, *options, *places]
+        return [*self._start(), "--target", self.target, *options, *places]
+
+    def _start(self) -> list[str]:
+        model = [] if self.model is None else [str(self.model)]
+        return [sys.executable, "-m", "vlmconvert", "llava", *model]
 
     def prepare(self) -> None:
         """Make the earlier artifact, a store that has what every run needs, and the undisturbed artifact."""
         earlier = [
-            *self.command("kept")[:4],
+            *self._start(),
             "--target",
             "openvino",
             "--llm",
@@ -90,15 +100,36 @@ class Case:
         start = time.monotonic()
         self.total = _made(_run(self.command("whole")))
         self.seconds = time.monotonic() - start
+        self.copied = _size(self.work / "kept")
+        self.grown = _size(self.work / "whole") - self.copied
         self.expected = hashes(self.work / "whole" / "out")
         self.before = hashes(self.work / "kept" / "out")
 
-    def kill(self, number: int, moment: float) -> str:
-        """Kill a run, and check what it leaves; returns what had happened by then."""
+    def start(self) -> subprocess.Popen[str]:
+        """Start a run in a fresh copy of what every run starts with."""
         place = self.work / "killed"
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(self.work / "kept", place, symlinks=True)
-        running = subprocess.Popen(self.command("killed"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(self.command("killed"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def check_earlier(self) -> None:
+        """Check that the earlier artifact is whole, if the new one is not yet there."""
+        place = self.work / "killed"
+        found = hashes(place / "out")
+        replacing = [hashes(path) for path in place.glob(".vlmconvert-replaced-*/out")]
+        assert self.before in (found, *replacing) or found == self.expected, "the earlier artifact is not whole"
+
+    def go_on(self) -> int:
+        """Run the command again, and compare with the undisturbed artifact; returns the number of blocks that it made."""
+        place = self.work / "killed"
+        again = _run(self.command("killed"))
+        assert hashes(place / "out") == self.expected, "other bytes than undisturbed"
+        assert not (found := leftovers(place)), f"left behind: {found}"
+        return _made(again)
+
+    def kill(self, number: int, moment: float) -> str:
+        """Kill a run, and check what it leaves; returns what had happened by then."""
+        running = self.start()
         time.sleep(moment)
         children = _children(running.pid)
         running.send_signal(number)
@@ -117,14 +148,9 @@ class Case:
                 said,
             )
             assert number == signal.SIGKILL or "stopped by" in said, said
-        found = hashes(place / "out")
-        replacing = [hashes(path) for path in place.glob(".vlmconvert-replaced-*/out")]
-        assert self.before in (found, *replacing) or found == self.expected, "the earlier artifact is not whole"
-        finished = _blocks(place / "store")
-        again = _run(self.command("killed"))
-        assert hashes(place / "out") == self.expected, "other bytes than undisturbed"
-        assert not (found := leftovers(place)), f"left behind: {found}"
-        made = _made(again)
+        self.check_earlier()
+        finished = _blocks(self.work / "killed" / "store")
+        made = self.go_on()
         assert made <= max(0, self.total - finished) or not finished, (
             f"{finished} blocks were finished, {made} made again"
         )
@@ -144,6 +170,12 @@ def hashes(folder: Path) -> dict[str, str]:
 def leftovers(place: Path) -> list[str]:
     """Names of temporary files and folders."""
     return [path.name for path in place.rglob(".*") if path.name.startswith((".vlmconvert-", ".making-", ".pieces-"))]
+
+
+def _size(folder: Path) -> int:
+    """Bytes on the disk of all files; those with several names count once."""
+    found = (path.lstat() for path in folder.rglob("*"))
+    return sum({status.st_ino: status.st_blocks * 512 for status in found}.values())
 
 
 def _children(pid: int) -> list[psutil.Process]:

@@ -16,6 +16,8 @@ from tests.conftest import exhaustive_but, vlmconvert
 from tests.garbage import copy
 from vlmconvert.families import demo_checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vlmconvert", "passes", "calibration", "manifests")
 

@@ -26,6 +26,8 @@ from passes.header import FLOAT_DTYPES, read_header
 from tests.fuzz import targets
 from vlmconvert.recipes.recipe import parse_recipe, recipe_text
 
+pytestmark = pytest.mark.slow
+
 # The same examples each time; `make fuzz` looks for new ones.
 always = settings(derandomize=True, deadline=None, max_examples=200)
 

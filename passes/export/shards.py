@@ -11,8 +11,9 @@ import numpy as np
 from manifests.files import write_json
 from manifests.model import FileRecord
 from passes.export.safetensors import Entry, file_size, split_into_shards, write_safetensors
+from passes.export.segments import Segments
 from passes.header import FLOAT_DTYPES, read_header
-from passes.tensor_pass import MadeTensor
+from passes.tensor_pass import MadeTensor, chunks_of
 
 __all__ = ["Shards", "read_shards"]
 
@@ -70,12 +71,13 @@ class Shards:
                 counts[dtype] = counts.get(dtype, 0) + int(np.prod(tensor.entry.shape, dtype=np.int64))
         return dict(sorted(counts.items()))
 
-    def write(self, folder: Path, workers: int = 1) -> list[FileRecord]:
+    def write(self, folder: Path, workers: int = 1, segments: Segments | None = None) -> list[FileRecord]:
         """Write the files, and the index if there are several.
 
         Args:
             folder: an existing folder.
             workers: number of files to write in parallel.
+            segments: keeps what has been made of the files, so that another call goes on after an interruption.
 
         Returns:
             Records of the files, which were hashed while they were written.
@@ -87,7 +89,7 @@ class Shards:
 
         # Threads are enough: numpy computes, reads and hashes without the interpreter's lock.
         records: list[FileRecord] = Parallel(n_jobs=workers, prefer="threads")(
-            delayed(_write)(folder / name, shard) for name, shard in zip(self.files, self.shards, strict=True)
+            delayed(_write)(folder / name, shard, segments) for name, shard in zip(self.files, self.shards, strict=True)
         )
         if len(self.shards) > 1:
             weight_map = {
@@ -115,8 +117,8 @@ def read_shards(folder: Path) -> Shards:
     )
 
 
-def _write(path: Path, shard: tuple[MadeTensor, ...]) -> FileRecord:
-    chunks = (chunk for tensor in shard for chunk in tensor.chunks())
+def _write(path: Path, shard: tuple[MadeTensor, ...], segments: Segments | None) -> FileRecord:
+    chunks = chunks_of(shard) if segments is None else segments.chunks(shard)
     return write_safetensors(path, [tensor.entry for tensor in shard], chunks)
 
 

@@ -17,6 +17,8 @@ from tests.conftest import vlmconvert
 from tests.hostile.checkpoints import LM_HEAD, Q_PROJ, edit
 from vlmconvert.families import demo_checkpoint
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "model.safetensors"
 UP_PROJ = "language_model.model.layers.1.mlp.up_proj.weight"
 POSITIONS = "vision_tower.vision_model.embeddings.position_ids"

@@ -17,6 +17,8 @@ from tests.conftest import exhaustive_but, vlmconvert
 from tests.hostile.checkpoints import BROKEN, Broken, replace_file
 from vlmconvert.families import demo_checkpoint
 
+pytestmark = pytest.mark.slow
+
 FLOAT16 = ("--llm", "fp16", "--vision", "fp16", "--no-validate")
 BY_NAME = {broken.name: broken for broken in BROKEN}
 

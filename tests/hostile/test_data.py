@@ -18,6 +18,8 @@ from tests.conftest import vlmconvert
 from tests.hostile.data import GOOD_IMAGES, IMAGES, SOURCES
 from tests.hostile.test_checkpoints import sentence
 
+pytestmark = pytest.mark.slow
+
 
 def put(content: bytes | Callable[[Path], object], path: Path) -> Path:
     if isinstance(content, bytes):

@@ -13,6 +13,8 @@ from passes.store import Store
 from tests.models import opened_model
 from vlmconvert.families.mllama.reference import Reference
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = 3
 
 

@@ -111,14 +111,13 @@ class Build:
         start = OpenedCheckpoint(self.model.checkpoint, self.model.templates, self.identity)
         walked = [(item, self._walk(item, start)) for item in self.plan.components]
         self.close_helper()
-        built = [self._finish(item, made, folder) for item, made in walked]
+        built = [self._finish(item, made) for item, made in walked]
         if self._chain is not None:
             self._chain.clear()
             self.store.remove(self._chain.samples.name)
         for item in built:
-            if item.folder != folder:
-                for record in item.files:
-                    target.place(item.folder / record.path, folder / record.path)
+            for record in item.files:
+                target.place(item.folder / record.path, folder / record.path)
         records = [target.describe(item.plan, item.files, folder) for item in built]
         assets = target.write_assets(self, folder)
         run_plan = target.run_plan(self, self.plan.components, folder)
@@ -242,36 +241,30 @@ class Build:
             made = step(made, context)
         return made
 
-    def _finish(self, item: ComponentPlan, made: Intermediate, folder: Path) -> _Built:
-        """Run the long work of a component's passes, and write the component's files."""
+    def _finish(self, item: ComponentPlan, made: Intermediate) -> _Built:
+        """Run the long work of a component's passes, and write the component's files into the store."""
         start = time.monotonic()
         name, target = item.component.name, self.plan.target
         title = name.replace("_", " ")
-        if not target.stored:
-            made.prepare()
-            with self.stage(f"{title}: {item.precision}", PERCENT) as step, growth(folder, item.size_after, step):
-                files = target.write_component(item, made, folder, self)
-            built = _Built(item, folder, files)
+        versions = library_versions(*target.distributions_with(self.options))
+        key = digest("component", 3, target.name, name, made.key, self.options, versions)
+        kept = self._kept(key)
+        if kept is not None:
+            self.reporter.log(f"{title}: found in the store")
         else:
-            key = digest("component", 2, target.name, name, made.key)
-            kept = self._kept(key)
-            if kept is not None:
-                self.reporter.log(f"{title}: found in the store")
-            else:
-                made.prepare()
-                with self.stage(f"{title}: writing", PERCENT) as step:
+            made.prepare()
+            with self.stage(f"{title}: writing", PERCENT) as step:
 
-                    def write(output: Path) -> None:
-                        with growth(output, item.size_after, step):
-                            files = target.write_component(item, made, output, self)
-                        _write_records(output, files)
+                def write(output: Path) -> None:
+                    with growth(output, item.size_after, step):
+                        files = target.write_component(item, made, output, self)
+                    _write_records(output, files)
 
-                    self.store.get_or_make(key, write, f"{title}, {item.precision} for {target.name}")
-                made.discard()
-                kept = _read_records(self.store.path(key))
-            built = _Built(item, self.store.path(key), kept)
+                self.store.get_or_make(key, write, f"{title}, {item.precision} for {target.name}")
+            made.discard()
+            kept = _read_records(self.store.path(key))
         self.seconds[name] = time.monotonic() - start
-        return built
+        return _Built(item, self.store.path(key), kept)
 
     def _kept(self, key: str) -> list[FileRecord] | None:
         """Records of a component in the store; None if it is not there, or its files have changed since."""

@@ -253,12 +253,9 @@ def _cluster(request: Request, target: Target, checkpoint: Checkpoint, store: St
 
 def _check_disk(expected: Forecast, plan: Plan, store: Store, place: Path, linked: bool) -> None:
     """Refuse to start if the disks of the store and of the output have too little space left."""
-    if plan.target.stored:
-        copied = 0 if linked else plan.size_after
-        # What the store has of this checkpoint is either used, or can be removed.
-        check_disk({store.root: expected.disk - copied - store.size(), place: copied}, ("--store", "--output"))
-    else:
-        check_disk({place: expected.disk}, ("--output",))
+    copied = 0 if linked else plan.size_after
+    # What the store has of this checkpoint is either used, or can be removed.
+    check_disk({store.root: expected.disk - copied - store.size(), place: copied}, ("--store", "--output"))
 
 
 def _recipe(request: Request, target: Target, model: OpenedModel) -> Recipe:

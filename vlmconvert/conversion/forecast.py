@@ -113,14 +113,14 @@ def forecast(
             memory = max(memory, _IDLE + chain + sum(making[:workers]) + workers * _IDLE)
             seconds += _START + max((own + computed * machine.cores) / machine.cores, own / workers)
         seconds += part.size_after / _FLOW
-        blocks = part.size_after if plan.target.stored and making else 0
+        blocks = part.size_after if making else 0
         # The activations of a component that needs none are computed for the next one that needs some.
         needed = any(step.needs_activations(block.role) for step in part.steps for block in part.component.blocks)
         kept = max(kept, waiting)
         waiting = 0 if needed else kept
         disk = max(disk, inputs + done + blocks + max(kept if needed else 0, part.size_after))
         done += part.size_after
-    copies = 2 if plan.target.stored and not (plan.target.links and linked) else 1
+    copies = 1 if plan.target.links and linked else 2
     disk = max(disk, copies * plan.target.disk(plan.components, plan.options))
     if limits is not None:
         used, taken = _validation(plan, model, sketch, machine, resources.memory, limits, seconds)

@@ -94,7 +94,7 @@ def _try_template(family: Family, folder: Path) -> None:
     Raises:
         BadInputError: if the template cannot be rendered, or leaves out the question.
     """
-    processor = run_limited(_OPENING_SECONDS, family.load_processor, folder)
+    processor = run_limited(_OPENING_SECONDS, family.load_processor, folder, False)
     try:
         text = run_limited(_TEMPLATE_SECONDS, family.prompt, processor, ((_QUESTION, None),))
         if not isinstance(text, str) or _QUESTION not in text:
@@ -126,7 +126,7 @@ def _try_processor(
     Raises:
         BadInputError: see `try_processor`.
     """
-    processor = run_limited(_OPENING_SECONDS, family.load_processor, folder)
+    processor = run_limited(_OPENING_SECONDS, family.load_processor, folder, False)
     _check_tokens(processor.tokenizer, rows, folder)
     _check_generation(family, folder, rows)
     run_limited(_PROCESSING_SECONDS, _process, family, processor, folder, config, components)

@@ -138,15 +138,19 @@ class Family(ABC):
     def image_tokens(self, config: dict[str, Any]) -> int:
         """Maximum number of tokens per image in a prompt."""
 
-    def load_processor(self, folder: Path) -> Any:
+    def load_processor(self, folder: Path, try_template: bool = True) -> Any:
         """Load the processor of a checkpoint or an artifact from local files, without running code of the checkpoint.
+
+        Args:
+            folder: the checkpoint or artifact.
+            try_template: whether the chat template must write a question; a template is a program that may take any time.
 
         Raises:
             BadInputError: if the processor cannot be loaded, or has no chat template.
         """
         from vlmconvert.families.parts.processor import checked_processor
 
-        return checked_processor(folder, self.open_processor)
+        return checked_processor(folder, self.open_processor, try_template)
 
     def open_processor(self, folder: Path) -> Any:
         """Open the processor; `load_processor` turns every exception of this method into a `BadInputError`."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from manifests.errors import BadInputError
+from manifests.files import link_or_copy
 from passes.checkpoint import read_config
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from manifests.verify import Finding
     from passes.base import Form, Intermediate, TransformPass
     from passes.chain import BlockModels
+    from passes.store import Store
     from passes.validate.model import Model
     from passes.vocabulary import Component
     from vlmconvert.families.base import Family
@@ -115,11 +117,13 @@ class Job(Protocol):
         model: the checkpoint that is converted.
         options: values of the target's options.
         workers: number of files that may be written at once.
+        store: where results are kept.
     """
 
     model: OpenedModel
     options: Mapping[str, Any]
     workers: int
+    store: Store
 
     def in_helper(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function in another process, which may import torch and transformers."""
@@ -149,8 +153,7 @@ class Target(ABC):
             on.
         traced: whether blocks are traced to graphs; a runtime that builds the model's graph itself needs only the
             tensors.
-        links: whether `place` links files where it can, instead of copying them.
-        stored: whether finished components are kept in the store, so that an interrupted run can continue.
+        links: whether an artifact holds links to the files in the store, where that can be, instead of copies.
         runnable: whether `open_runner` can run artifacts on this machine; artifacts that cannot be run are not
             validated.
     """
@@ -166,7 +169,6 @@ class Target(ABC):
     distributions: ClassVar[tuple[str, ...]] = ()
     traced: ClassVar[bool] = False
     links: ClassVar[bool] = False
-    stored: ClassVar[bool] = False
     runnable: ClassVar[bool] = True
 
     def check_installed(self) -> None:
@@ -231,7 +233,7 @@ class Target(ABC):
         Args:
             plan: plan of the component.
             made: result of the component's passes.
-            folder: folder for the files; it is empty if the target's components are kept in the store.
+            folder: an empty folder for the files, which the store keeps.
             job: the running conversion.
 
         Returns:
@@ -247,8 +249,11 @@ class Target(ABC):
         """Write config, processor and tokenizer into the folder of an artifact, and return their records."""
 
     def place(self, source: Path, target: Path) -> None:
-        """Copy or link a finished file from the store into an artifact."""
-        shutil.copyfile(source, target)
+        """Link or copy a finished file from the store into an artifact."""
+        if self.links:
+            link_or_copy(source, target)
+        else:
+            shutil.copyfile(source, target)
 
     def run_plan(self, job: Job, plans: Sequence[ComponentPlan], folder: Path) -> RunPlan | None:
         """The commands that start the artifact in its runtimes; None if the target has no such plan."""

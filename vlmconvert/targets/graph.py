@@ -47,7 +47,6 @@ class GraphTarget(Target):
     precisions: ClassVar[Mapping[str, str]] = {"language": "int4-awq", "vision": "int8-ptq"}
     options: ClassVar[tuple[Option, ...]] = (LOGITS,)
     traced: ClassVar[bool] = True
-    stored: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, str]]
 
     def components(self, model: OpenedModel) -> tuple[Component, ...]:

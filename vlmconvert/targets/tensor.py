@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from manifests.errors import BadInputError
 from passes.base import TransformPass
@@ -46,6 +46,8 @@ def into_shards(stem: str, groups: list[list[MadeTensor]], options: Mapping[str,
 
 class TensorTarget(Target):
     """Base class of the targets whose artifacts are tensors; all components are written as one, called `model`."""
+
+    links: ClassVar[bool] = True
 
     def components(self, model: OpenedModel) -> tuple[Component, ...]:
         joined = replace(

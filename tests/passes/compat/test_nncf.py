@@ -17,6 +17,8 @@ from passes.compress.nncf_output import quiet_nncf
 from passes.compress.sensitivity import LayerScore, layers_in_8_bit
 from passes.onnx.compressed import CompressedGraph, Constant, QuantizedWeight
 
+pytestmark = pytest.mark.slow
+
 ADJUST = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
 
 

@@ -84,7 +84,7 @@ def write_mllama(folder, **vision):
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-KEPT = ("mllama demo", "llava demo")
+KEPT = ("llava demo",)
 
 
 @pytest.fixture(scope="module", params=exhaustive_but(KEPT, ["mllama demo", "llava demo", *LLAVA, *MLLAMA]))

@@ -8,6 +8,8 @@ from tests.conftest import vlmconvert
 from tests.garbage import GARBAGE, LANGUAGE_MODEL, copy, flip_bit, rehash, zero_norm
 from vlmconvert.judging.verify import verify
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--llm", "int4", "--vision", "int8-ptq", "--vision-samples", "8")
 FILES = [
     "chat_template.jinja",

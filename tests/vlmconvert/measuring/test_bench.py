@@ -17,6 +17,8 @@ from vlmconvert.families import load_family
 from vlmconvert.measuring.bench import BenchRequest, bench, bench_prompts
 from vlmconvert.measuring.process import MeasuredProcess, Side
 
+pytestmark = pytest.mark.slow
+
 FLOAT = ("--llm", "fp32", "--vision", "fp32")
 
 

@@ -17,6 +17,8 @@ from passes.validate.greedy import Greedy
 from tests.conftest import vlmconvert
 from vlmconvert.targets.runner import GraphRunner
 
+pytestmark = pytest.mark.slow
+
 FLOAT = ("--llm", "fp32", "--vision", "fp32")
 QUICK = ("--samples", "12", "--batch", "5", "--block-samples", "0")
 

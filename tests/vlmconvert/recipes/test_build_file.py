@@ -18,6 +18,8 @@ from vlmconvert.families import demo_checkpoint
 from vlmconvert.recipes.build_file import read_build_file
 from vlmconvert.recipes.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = {name: item.default for name, item in inspect.signature(vlmconvert.convert).parameters.items()}
 RECIPE = """target = "openvino"
 [components.vision_encoder]

@@ -96,7 +96,7 @@ class Server(BaseHTTPRequestHandler):
 def server():
     running = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     running.requests, running.fault = [], ""
-    thread = threading.Thread(target=running.serve_forever)
+    thread = threading.Thread(target=running.serve_forever, args=(0.02,))
     thread.start()
     running.url = f"http://127.0.0.1:{running.server_port}/v1"
     yield running

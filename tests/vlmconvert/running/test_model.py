@@ -21,6 +21,8 @@ from vlmconvert.running.chat import Chat
 from vlmconvert.running.open import open_runner
 from vlmconvert.targets.openvino.runtime import resolve_device
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(build):
@@ -59,7 +61,6 @@ def prompts(processor, numbers, images=1):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "batch", "count"),
     [({}, 1, 40), ({}, 4, 100), ({"num_beams": 3}, 1, 12), ({"num_beams": 3}, 4, 32)],

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from passes.ascend.family import AscendFamily
     from passes.ascend.w8a16 import CompressW8A16Pass
     from passes.chain import BlockModels
+    from passes.export.segments import Segments
     from passes.tensor_pass import MadeTensor, Tensors
     from passes.validate.model import Model
     from vlmconvert.families.base import Family
@@ -88,17 +89,17 @@ class AscendTarget(TensorTarget):
         assert isinstance(made, Tensors)
         item = _w8a16(plan.steps)
 
-        def write(groups: list[list[MadeTensor]]) -> list[FileRecord]:
+        def write(groups: list[list[MadeTensor]], segments: Segments | None) -> list[FileRecord]:
             shards = into_shards(WEIGHTS_STEM, groups, job.options)
             head = description(shards.tensors, item.group_size)
-            return [*shards.write(folder, job.workers), write_json(folder / DESCRIPTION_NAME, head)]
+            return [*shards.write(folder, job.workers, segments), write_json(folder / DESCRIPTION_NAME, head)]
 
         if job.options["engine"] == "vlmconvert":
-            return write(made.made())
+            return write(made.made(), made.keep_in(job.store))
         with tempfile.TemporaryDirectory(prefix=".msmodelslim-", dir=folder) as temporary:
             raw = Path(temporary)
             job.in_helper(calibrate, made.checkpoint, made.architecture, item, raw)
-            return write(calibrated_tensors(made.checkpoint, made.architecture, raw))
+            return write(calibrated_tensors(made.checkpoint, made.architecture, raw), None)
 
     def describe(self, plan: ComponentPlan, files: list[FileRecord], folder: Path) -> ComponentRecord:
         from passes.ascend.w8a16 import OFFSET, SCALE

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
-from manifests.files import link_or_copy
 from passes.base import Form, Intermediate, TransformPass
 from vlmconvert.targets.assets import asset_records, copy_assets
 from vlmconvert.targets.base import ComponentPlan, ComponentRequest, Job
@@ -82,9 +81,6 @@ class OpenvinoTarget(GraphTarget):
         if job.model.family.tokenizer_graphs:
             job.in_helper(write_genai_files, folder)
         return asset_records(folder, GENAI_FILES)
-
-    def place(self, source: Path, target: Path) -> None:
-        link_or_copy(source, target)
 
     def open_runtime(self, device: str, config: Mapping[str, Any], cache_dir: Path | None) -> Runtime:
         from vlmconvert.targets.openvino.runtime import OpenvinoRuntime
