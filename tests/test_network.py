@@ -33,6 +33,7 @@ def test_an_attempt_is_refused_and_counted_also_in_a_process_of_its_own(tmp_path
     assert "no network" in run.output
 
 
+@pytest.mark.slow
 def test_the_libraries_read_that_telemetry_is_off(tmp_path):
     program = """
 import passes

@@ -117,6 +117,7 @@ def assert_stored(components, llm, vision):
         assert [line.endswith(f"{{dtype={'f16' if dtype == 'f16' else 'f32'}}}") for line in exported] == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", PRECISIONS, ids="-".join)
 def test_a_cell_in_another_columns_precision_is_seen(column, tmp_path, store):
     """What a column checks refuses the artifacts of all others."""

@@ -41,6 +41,7 @@ def test_every_help_has_an_example_on_a_line_of_its_own(command):
     assert re.search(rf"Examples?:\n +vlmconvert {command} ", result.output), result.output
 
 
+@pytest.mark.slow
 def test_without_a_name_the_demo_goes_to_a_folder_named_after_what_it_is(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = vlmconvert("mllama", "--llm", "fp16", "--vision", "fp16", "--store", store, "--no-validate")
@@ -264,6 +265,7 @@ def test_changing_the_vision_encoder_leaves_the_language_model_alone(store, tmp_
     assert one == two
 
 
+@pytest.mark.slow
 def test_a_damaged_store_is_noticed_and_made_again(tmp_path):
     store = tmp_path / "store"
     first = vlmconvert("mllama", *FLOAT, "-o", tmp_path / "first", "--store", store)

@@ -60,6 +60,7 @@ def test_there_are_no_more_processes_than_blocks():
     assert choose_resources(None, False, 7, None, expect)[0].workers == 7
 
 
+@pytest.mark.slow
 def test_the_smallest_limit_that_is_named_does(store, tmp_path):
     options = ("--llm", "int4-awq", "--vision", "int8-ptq", "--dry-run", "--store", store, "-o", tmp_path / "out")
     refused = vlmconvert("mllama", *options, "--max-memory", "100MB")

@@ -43,6 +43,7 @@ def test_block_by_block_has_the_figures_of_the_whole(family, target, store, tmp_
         assert found[key].reference == item.reference
 
 
+@pytest.mark.slow
 def test_it_stops_when_its_time_is_over_and_says_so(store, tmp_path, monkeypatch):
     monkeypatch.setattr(validate, "MINUTE", 0)
     options = ("mllama", "--llm", "fp16", "--vision", "fp16", "--validation-samples", 60, "--store", store)
