@@ -186,9 +186,10 @@ def _children(pid: int) -> list[psutil.Process]:
 
 
 def _blocks(store: Path) -> int:
-    """Number of finished blocks in a store; their labels lie beside them, and are written first."""
+    """Number of finished blocks or segments in a store; their labels lie beside them, and are written first."""
     labels = (path.read_text() for path in store.glob("??/*.txt") if path.with_suffix("").is_dir())
-    return sum(", block " in label and "activations" not in label and "statistics" not in label for label in labels)
+    ours = [label for label in labels if "activations" not in label and "statistics" not in label]
+    return sum(", block " in label or "segment of" in label for label in ours)
 
 
 def _made(output: str) -> int:
@@ -209,6 +210,7 @@ def _run(command: list[str]) -> str:
 @click.option("--seed", default=0, show_default=True)
 def main(moments: int, targets: tuple[str, ...], seed: int) -> None:
     """Print a line for each kill."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it starts in the background ignore it
     assert demo_checkpoint("llava") is not None
     for target in targets:
         chance = random.Random(f"{seed} {target}")

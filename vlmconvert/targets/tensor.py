@@ -112,7 +112,7 @@ class TensorTarget(Target):
             role=plan.component.role,
             format=file_format,
             precision=plan.precision,
-            files=files,
+            files=sorted(files, key=lambda file: not file.path.endswith(".safetensors")),
             inputs=[],
             outputs=[],
             state=[],
