@@ -117,13 +117,15 @@ class Case:
         place = self.work / "killed"
         found = hashes(place / "out")
         replacing = [hashes(path) for path in place.glob(".vlmconvert-replaced-*/out")]
-        assert self.before in (found, *replacing) or found == self.expected, "the earlier artifact is not whole"
+        assert self.before in (found, *replacing) or found == self.expected, (
+            f"the earlier artifact is not whole, and the new one differs in {_differing(found, self.expected)}"
+        )
 
     def go_on(self) -> int:
         """Run the command again, and compare with the undisturbed artifact; returns the number of blocks that it made."""
         place = self.work / "killed"
         again = _run(self.command("killed"))
-        assert hashes(place / "out") == self.expected, "other bytes than undisturbed"
+        assert not (other := _differing(hashes(place / "out"), self.expected)), f"other bytes than undisturbed: {other}"
         assert not (found := leftovers(place)), f"left behind: {found}"
         return _made(again)
 
@@ -164,6 +166,10 @@ def hashes(folder: Path) -> dict[str, str]:
         for path in files
         if path.is_file() and path.name != "run.json"
     }
+
+
+def _differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def leftovers(place: Path) -> list[str]:

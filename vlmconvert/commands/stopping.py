@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 
 from manifests.leftovers import remove_own
@@ -57,11 +58,12 @@ def stoppable(say: Callable[[Stopped], None]) -> Iterator[None]:
     ended = threading.Event()
     received: list[int] = []
 
-    def handle(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         for other in numbers:
             signal.signal(other, signal.SIG_IGN)
         received.append(number)
-        raise Stopped(number)
+        if not _in_native_import(frame):  # else `watch` ends the process
+            raise Stopped(number)
 
     def watch() -> None:
         while data := told.recv(1):
@@ -88,6 +90,15 @@ def stoppable(say: Callable[[Stopped], None]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         tell.close()
+
+
+def _in_native_import(frame: FrameType | None) -> bool:
+    """Whether the code of a frame was called by a native module that is being imported, which an exception may abort."""
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _end_children() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from manifests.beside import MODEL_CARD_NAME, RUN_LOG_NAME
 from manifests.errors import BadInputError, ConversionError, is_disk_full
 from manifests.files import write_atomically
 from manifests.io import write_manifest
-from manifests.model import Calibration, CalibrationSettings, Manifest, Settings, Source
+from manifests.model import Calibration, CalibrationSettings, Manifest, Settings
+from manifests.model import Source as SourceRecord
 from passes.store import Store, library_versions
 from vlmconvert.console import Reporter, format_size
 from vlmconvert.conversion.bounds import weight_bounds
@@ -29,7 +30,7 @@ from vlmconvert.conversion.open import find_checkpoint, open_model
 from vlmconvert.conversion.plan import Plan, make_plan
 from vlmconvert.conversion.publish import Planned, check_output, publish, staging
 from vlmconvert.conversion.sample import calibration_samples, sketch_sample
-from vlmconvert.conversion.source import hash_source, source_sizes
+from vlmconvert.conversion.source import Source, hash_source, source_sizes
 from vlmconvert.conversion.summary import folder_size, forecast_text, plan_notes, plan_table, result_table
 from vlmconvert.conversion.trial import try_processor
 from vlmconvert.conversion.validate import Limits, validate
@@ -139,12 +140,13 @@ def convert(request: Request, reporter: Reporter) -> Converted:
     try:
         return _convert(request, reporter)
     except Exception as error:
-        if not is_disk_full(error):
+        if is_disk_full(error):
+            what = f"the disk of the store {request.store}, of the output or of temporary files is full: free some space"
+        elif isinstance(error, OSError) and error.filename:
+            what = f"{error.filename} cannot be used any more ({error.strerror}): put right what happened to it"
+        else:
             raise
-        places = f"the store {request.store}, of the output or of temporary files"
-        raise ConversionError(
-            f"the disk of {places} is full: free some space and run the same command again, which goes on from here"
-        ) from error
+        raise ConversionError(f"{what} and run the same command again, which goes on from here") from error
 
 
 def _convert(request: Request, reporter: Reporter) -> Converted:
@@ -204,6 +206,7 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
 
         cleanup.enter_context(one_writer(store, output))
         source = hash_source(checkpoint, reporter, weight_bounds(plan, model))
+        cleanup.enter_context(_unchanged(source))
         cleanup.enter_context(one_conversion(store, source.identity(model), reporter))
         model = model.completed()
         with staging(output) as staged:
@@ -219,6 +222,7 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
                 manifest = manifest.model_copy(update={"validation": figures})
                 write_manifest(manifest, staged)
             _write_model_card(manifest, target, checkpoint.folder, staged)
+            source.check_unchanged()
             publish(staged, output, checkpoint.folder, manifest, request.force, reporter.log)
     prune_store(store, limit, reporter)
     seconds = time.monotonic() - start
@@ -231,6 +235,16 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
             )
     reporter.say(f"{output}  ({format_size(folder_size(output))}, {seconds:.0f} s)")
     return Converted(output, recipe, manifest, seconds)
+
+
+@contextmanager
+def _unchanged(source: Source) -> Iterator[None]:
+    """If the work fails since the checkpoint has changed meanwhile, say so instead of what came of it."""
+    try:
+        yield
+    except Exception:
+        source.check_unchanged()
+        raise
 
 
 def _check_cluster(request: Request, target: Target) -> None:
@@ -278,7 +292,7 @@ def _manifest(build: Build, contents: Contents, name: str, environment: dict[str
         name=name,
         family=model.family.name,
         target=plan.target.name,
-        source=Source(
+        source=SourceRecord(
             model=model.checkpoint.model,
             revision=model.checkpoint.revision,
             architecture=model.family.architecture,

@@ -6,7 +6,10 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
+from manifests.errors import ConversionError
+from manifests.files import sha256_file
 from manifests.model import FileRecord
 from passes.checkpoint import Checkpoint
 from passes.export.template import VERSION
@@ -24,16 +27,41 @@ class Source:
     """A checkpoint's files.
 
     Attributes:
+        folder: the checkpoint.
         files: path, size and SHA-256 of each file that a conversion reads.
+        times: for each file, when it was changed last, in nanoseconds since the epoch.
     """
 
+    folder: Path
     files: tuple[FileRecord, ...]
+    times: tuple[int, ...]
 
     def identity(self, model: OpenedModel) -> str:
         """Digest of everything that all results depend on: the weights, the traces and the library versions."""
         read = {"config.json", *model.checkpoint.weight_files}
         hashes = [record.sha256 for record in self.files if record.path in read]
         return digest(hashes, VERSION, model.templates.folder.name, library_versions())
+
+    def check_unchanged(self) -> None:
+        """Find out whether the checkpoint is still what the results were made from.
+
+        Raises:
+            ConversionError: with the file that has vanished or changed.
+        """
+        for record, time in zip(self.files, self.times, strict=True):
+            path = self.folder / record.path
+            try:
+                status = path.stat()
+                same = status.st_size == record.size
+                if same and status.st_mtime_ns != time:
+                    same = sha256_file(path) == record.sha256
+            except OSError as error:
+                raise ConversionError(
+                    f"{path} cannot be read any more ({error.strerror}): put it back and run the same command again, which "
+                    "goes on from here"
+                ) from None
+            if not same:
+                raise ConversionError(f"{path} has changed since the conversion began: run the same command again")
 
 
 def source_sizes(checkpoint: Checkpoint) -> dict[str, int]:
@@ -57,6 +85,7 @@ def hash_source(checkpoint: Checkpoint, reporter: Reporter, bounds: Mapping[str,
         of_file[bound.info.file][tensor] = bound
     sizes = source_sizes(checkpoint)
     folder = checkpoint.folder
+    times = tuple((folder / name).stat().st_mtime_ns for name in sizes)
     with (
         ThreadPoolExecutor(os.cpu_count() or 1) as threads,
         reporter.stage(f"hashing {format_size(sum(sizes.values()))} of the checkpoint", len(sizes)) as step,
@@ -66,4 +95,4 @@ def hash_source(checkpoint: Checkpoint, reporter: Reporter, bounds: Mapping[str,
         for name, future in pending.items():
             records.append(future.result())
             step(name)
-    return Source(tuple(records))
+    return Source(folder, tuple(records), times)

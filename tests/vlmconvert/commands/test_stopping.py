@@ -47,6 +47,15 @@ def test_a_library_that_lets_no_exception_through_is_ended(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_native_module_that_is_being_imported_gets_no_exception(tmp_path):
+    loading = "\nfrom importlib.machinery import ExtensionFileLoader\ndef load(self=ExtensionFileLoader('a', 'b')):\n    time.sleep(300)\n"
+    script = SCRIPT.replace("\nwith ", f"{loading}\nwith ", 1)
+    said, code, child = stopped(script, "load", signal.SIGTERM, tmp_path)
+    assert (said, code) == ("forced 143", 143)
+    assert ended(child)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_nohup_ignores_stays_ignored(tmp_path):
     ignored = "\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\ndef python():\n    time.sleep(2)\n\nwith "
     script = SCRIPT.replace("\nwith ", ignored, 1)
