@@ -17,7 +17,7 @@ __all__ = ["Stopped", "stoppable"]
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 # Seconds in which the command may end by itself after a signal, before its process is ended.
-_GRACE = 2.0
+_GRACE = 1.5
 
 
 class Stopped(KeyboardInterrupt):
