@@ -141,7 +141,9 @@ def convert(request: Request, reporter: Reporter) -> Converted:
         return _convert(request, reporter)
     except Exception as error:
         if is_disk_full(error):
-            what = f"the disk of the store {request.store}, of the output or of temporary files is full: free some space"
+            what = (
+                f"the disk of the store {request.store}, of the output or of temporary files is full: free some space"
+            )
         elif isinstance(error, OSError) and error.filename:
             what = f"{error.filename} cannot be used any more ({error.strerror}): put right what happened to it"
         else:

@@ -94,11 +94,17 @@ class Endpoint:
             ignore_eos: whether the answer has exactly `max_new_tokens` tokens.
 
         Raises:
+            BadInputError: if the image cannot be read.
             ConversionError: if the server refuses the question, or the connection breaks off.
         """
         media_type = mimetypes.guess_type(image.name)[0] or "image/png"
-        with open_file(image) as stream:
-            picture = f"data:{media_type};base64,{base64.b64encode(stream.read()).decode()}"
+        try:
+            with open_file(image) as stream:
+                picture = f"data:{media_type};base64,{base64.b64encode(stream.read()).decode()}"
+        except OSError as error:
+            raise BadInputError(
+                f"image {image} cannot be read ({error.strerror or error}): give another file"
+            ) from error
         content = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": prompt}]
         body: dict[str, Any] = {
             "model": self.served_model(),

@@ -243,6 +243,12 @@ def test_mindies_answers_get_their_settings(images, tmp_path):
         import_answers(answers, list_images(images), "m", decoding)
 
 
+def test_an_image_that_cannot_be_read_is_named(server, images):
+    (images / "gone.png").symlink_to("nowhere")
+    with pytest.raises(BadInputError, match=r"gone\.png cannot be read \(No such file or directory\)"):
+        Endpoint(server.url).ask("Describe.", images / "gone.png", 9)
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(BadInputError, match="holds no images"):
         list_images(tmp_path)
