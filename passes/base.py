@@ -71,6 +71,7 @@ PASSES = Registry(
         "compress-int8": "passes.compress.weights:CompressInt8Pass",
         "compress-int4": "passes.compress.weights:CompressInt4Pass",
         "compress-int4-awq": "passes.compress.weights:CompressInt4AwqPass",
+        "compress-int4-gptq": "passes.compress.gptq:CompressInt4GptqPass",
         "compress-w8a16": "passes.ascend.w8a16:CompressW8A16Pass",
         "quantize-int8-ptq": "passes.compress.int8_ptq:QuantizeInt8PtqPass",
         "validate-blocks": "passes.validate.blocks:ValidateBlocksPass",

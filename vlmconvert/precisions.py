@@ -129,6 +129,13 @@ _TABLE = (
         steps=("compress-int4-awq",),
         options=(_GROUP_SIZE, _SYMMETRIC, _RATIO, _ALL_LAYERS, _SCALE_ESTIMATION),
     ),
+    Precision(
+        "int4-gptq",
+        ("language",),
+        _GRAPHS,
+        steps=("compress-int4-gptq",),
+        options=(_GROUP_SIZE, _SYMMETRIC, _RATIO, _ALL_LAYERS),
+    ),
     Precision("int8-ptq", ("vision",), _GRAPHS, steps=("quantize-int8-ptq",), options=(_SMOOTH_QUANT_ALPHA,)),
     Precision(
         "w8a16",

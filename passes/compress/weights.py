@@ -124,16 +124,20 @@ class CompressInt4Pass(BlockPass):
 
     def to_int4(self, source: BlockSource, awq: bool = False) -> ov.Model:
         """Compress to 4 bit all layers but those that have another precision in `source.layers`."""
+        return self.compressed_to_int4(source.model(), source.layers, awq)
+
+    def compressed_to_int4(self, model: ov.Model, layers: Mapping[str, str], awq: bool = False) -> ov.Model:
+        """Compress to 4 bit all layers of a graph but those that have another precision in `layers`."""
         import nncf
 
         with quiet_nncf():
             return nncf.compress_weights(
-                source.model(),
+                model,
                 mode=nncf.CompressWeightsMode.INT4_SYM if self.symmetric else nncf.CompressWeightsMode.INT4_ASYM,
                 group_size=self.group_size,
                 all_layers=True,  # of this block: `in_4_bit` decides about the component's embeddings and LM head
                 awq=awq,
-                ignored_scope=_ignored(source.layers),
+                ignored_scope=_ignored(layers),
                 advanced_parameters=nncf.AdvancedCompressionParameters(
                     group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
                 ),
