@@ -38,6 +38,7 @@ PRECISIONS = {
     ("int8", "int8"): least(0.998, 0.999, 0.999, 0.999),
     ("int4", "int8"): least(0.955, 0.982, 0.974, 0.974),
     ("int4-awq", "int8-ptq"): least(0.998, 0.999, 0.988, 0.988),
+    ("int4-gptq", "int8"): least(0.998, 0.999, 0.988, 0.988),
 }
 # Precision -> dtype that its weights are stored in, the least share of them that are, and the pass that compressed them.
 STORED = {
@@ -47,6 +48,7 @@ STORED = {
     "int8-ptq": ("int8", 0.98, "quantize-int8-ptq"),
     "int4": ("int4", 0.75, "compress-int4"),
     "int4-awq": ("int4", 0.75, "compress-int4-awq"),
+    "int4-gptq": ("int4", 0.75, "compress-int4-gptq"),
 }
 LANGUAGE = ("text_embeddings", "language_model")
 STEPS = 4

@@ -49,7 +49,7 @@ def test_a_row_holds_together(row):
 
 def test_names_by_side_and_target():
     assert precision_names("vision", "onnx") == ("fp32", "fp16", "int8", "int8-ptq")
-    assert precision_names("language", "onnx") == ("fp32", "fp16", "int8", "int4", "int4-awq")
+    assert precision_names("language", "onnx") == ("fp32", "fp16", "int8", "int4", "int4-awq", "int4-gptq")
     assert precision_names("language", "ascend") == ("w8a16",)
     assert precision_names("vision", "ascend") == ()
     assert set(precision_names("language")) | set(precision_names("vision")) == {row.name for row in ROWS}

@@ -98,8 +98,8 @@ def _options() -> list[click.Parameter]:
             help="Run the passes of this recipe file, in place of --target, --llm, --vision and their options.",
         ),
         click.Option(["--save-recipe"], type=file, help="Write the options as a recipe to this file; also with --dry-run."),
-        click.Option(["--samples"], default=64, show_default=True, help="int4-awq: number of calibration samples, 0 for none."),
-        click.Option(["--sequence-length"], default=0, show_default=True, help="int4-awq: maximum number of tokens of a sample, 0 for no limit."
+        click.Option(["--samples"], default=64, show_default=True, help="int4-awq, int4-gptq: number of calibration samples, 0 for none."),
+        click.Option(["--sequence-length"], default=0, show_default=True, help="int4-awq, int4-gptq: maximum number of tokens of a sample, 0 for no limit."
         ),
         click.Option(["--vision-samples"], default=100, show_default=True, help="int8-ptq: number of calibration samples."),
         click.Option(["--calibration"],
