@@ -18,6 +18,5 @@ def may_mount() -> bool:
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not may_mount(), reason="a user may not mount a disk in memory here")
-@pytest.mark.parametrize(("target", "moments"), [("openvino", 3), ("onnx", 2), ("ascend", 8)])
-def test_a_disturbed_run_is_one_sentence_and_goes_on(target, moments):
-    assert main_in_namespace(["--target", target, "--moments", str(moments)]) == 0
+def test_a_disturbed_run_is_one_sentence_and_goes_on():
+    assert main_in_namespace(["--target", "ascend", "--moments", "8"]) == 0
