@@ -106,10 +106,9 @@ class CompressInt4GptqPass(CompressInt4Pass):
     def _round(self, model: ov.Model, source: BlockSource) -> dict[str, tuple[Floats, Lattice]]:
         """Codes and lattice of each layer in 4 bit; weights in the graph are scaled as the codes expect it."""
         layers = list(self._layers(model, source))
-        by_input: dict[tuple[str, int], list[_Layer]] = {}
+        by_input: dict[ov.Output, list[_Layer]] = {}
         for layer in layers:
-            value = layer.product.input_value(0)
-            by_input.setdefault((value.get_node().get_friendly_name(), value.get_index()), []).append(layer)
+            by_input.setdefault(layer.product.input_value(0), []).append(layer)
         shared = [group for group in by_input.values() if any(layer.group for layer in group)]
         inputs = _measure(model, source, [group[0].product.input_value(0) for group in shared])
         weights = {layer.tensor: np.array(_constant(layer.product).data) for layer in layers}

@@ -3,8 +3,8 @@
 With x a column of inputs, the squared error of the outputs of row w rounded to r is (r - w) H (r - w)^T, where H is the mean of
 x x^T over the inputs: the *Hessian*. Everything here minimizes this error, or its part on the diagonal of H.
 
-Each function works with one thread on arrays that it does not change, and so that the result for a row does not depend on other
-rows: equal input gives equal bytes on every machine with the same library versions.
+No function changes its arguments. Equal input gives equal bytes with the same libraries on the same kind of processor, if BLAS has
+as many threads, since these share the sums of its products.
 """
 
 from __future__ import annotations
