@@ -124,12 +124,8 @@ class Build:
         return Contents(records, assets, self.seconds, run_plan)
 
     def close_helper(self) -> None:
-        """End the helper process, to free the memory of torch and transformers.
-
-        After tracing for ONNX it ends by itself and is not killed, because libraries of torch's exporter would leave
-        semaphores behind.
-        """
-        self.helper.close(patient=self._onnx_traces is not None)
+        """End the helper process, to free the memory of torch and transformers."""
+        self.helper.close()
 
     def in_helper(self, function: Callable[..., T], *arguments: Any) -> T:
         """See `Job`."""
@@ -211,6 +207,7 @@ class Build:
         key = digest("onnx traces", VERSION, self.model.templates.config, source_digest(self.model.family), versions)
         if key not in self.store:
             arguments = (self.model.config, self.model.components)
+            self.helper.patient = True
             with self.reporter.stage("tracing for ONNX", len(kinds_of(self.model.components))) as step:
                 self._make_in_helper(key, "ONNX traces", step, "*.onnx", trace_kinds, *arguments)
         return self.store.path(key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, wait
+from concurrent.futures import BrokenExecutor, Future, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -25,10 +25,17 @@ class _DiedError(ConversionError):
 
 
 class Helper:
-    """A helper process; use it as a context manager, which ends the process."""
+    """A helper process; use it as a context manager, which ends the process.
+
+    Attributes:
+        patient: whether the process may end by itself if it is idle, which takes a second with torch; otherwise it is
+            killed. Libraries of torch's exporter leave semaphores behind in a process that is killed.
+    """
 
     def __init__(self) -> None:
+        self.patient = False
         self._pool: ProcessPoolExecutor | None = None
+        self._latest: Future[Any] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +59,7 @@ class Helper:
 
         if self._pool is None:
             self._pool = ProcessPoolExecutor(1, initializer=_start)
-        future = self._pool.submit(function, *arguments)
+        self._latest = future = self._pool.submit(function, *arguments)
         if meanwhile is not None:
             while not wait([future], _INTERVAL).done:
                 meanwhile()
@@ -83,14 +90,11 @@ class Helper:
         except (_DiedError, MemoryError) as error:
             raise BadInputError(too_much) from error
 
-    def close(self, patient: bool = False) -> None:
-        """End the idle process.
-
-        Args:
-            patient: whether to let the process end by itself, which takes a second with torch; otherwise it is killed.
-        """
+    def close(self) -> None:
+        """End the process."""
         if self._pool is not None:
-            end_processes(self._pool, patient)
+            idle = self._latest is None or self._latest.done()
+            end_processes(self._pool, self.patient and idle)
             self._pool = None
 
 

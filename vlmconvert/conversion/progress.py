@@ -43,7 +43,10 @@ def growth(folder: Path, expected: int, step: Callable[[str], None]) -> Iterator
     def look() -> None:
         said = 0
         while not ended.wait(_INTERVAL):
-            size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+            try:
+                size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+            except OSError:  # a file has been renamed meanwhile; if the folder is gone, who writes into it says so
+                continue
             while said < min(PERCENT - 1, PERCENT * size // max(1, expected)):
                 said += 1
                 step(format_size(size))
