@@ -30,17 +30,25 @@ class Prompts(Protocol):
         """The processor of a checkpoint."""
         ...
 
-    def prompt(self, processor: Any, turns: Sequence[tuple[str, str | None]]) -> str:
-        """The text of a conversation about one image, written by the chat template.
+    def prompt(self, processor: Any, turns: Sequence[tuple[str, str | None]], images: int = 1, videos: int = 0) -> str:
+        """The text of a conversation about images or videos, written by the chat template.
 
         Args:
             processor: see `load_processor`.
             turns: (question, answer) pairs; the last answer is None if the model is to give it.
+            images: number of images before the first question.
+            videos: number of videos before the first question.
         """
         ...
 
-    def process(self, processor: Any, texts: Sequence[str], images: Sequence[Sequence[Image]]) -> dict[str, Any]:
-        """The processor's outputs for a batch of texts, each with its images."""
+    def process(
+        self,
+        processor: Any,
+        texts: Sequence[str],
+        images: Sequence[Sequence[Image]],
+        videos: Sequence[Sequence[Sequence[Image]]],
+    ) -> dict[str, Any]:
+        """The processor's outputs for a batch of texts, each with its images and videos."""
         ...
 
     def inputs(self, processed: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -49,6 +57,10 @@ class Prompts(Protocol):
 
     def image_token(self, config: dict[str, Any]) -> int:
         """Id of the token that stands for an image, or for each feature of an image."""
+        ...
+
+    def video_token(self, config: dict[str, Any]) -> int | None:
+        """Id of the token that stands for each feature of a video; None if the model takes no videos."""
         ...
 
 
@@ -62,17 +74,21 @@ def write_inputs(
         samples: the samples to process.
         prompts: turns the samples into inputs.
         config: the checkpoint's config with every default filled in.
-        sequence_length: maximum number of tokens of a sample; a prompt is never cut before its last image token. 0 keeps
-            all tokens.
+        sequence_length: maximum number of tokens of a sample; a prompt is never cut before the last token of an image or
+            video. 0 keeps all tokens.
         output: an existing folder.
     """
     processor = prompts.load_processor(folder)
-    image_token = prompts.image_token(config)
-    for index, sample in enumerate(samples.samples):
-        processed = prompts.process(processor, [prompts.prompt(processor, sample.turns)], [[sample.image]])
+    video_token = prompts.video_token(config)
+    seen = [prompts.image_token(config), *([] if video_token is None else [video_token])]
+    for index, given in enumerate(samples.samples):
+        sample = given.without_video() if video_token is None else given
+        images, videos = sample.images, [sample.video] if sample.video else []
+        text = prompts.prompt(processor, sample.turns, len(images), len(videos))
+        processed = prompts.process(processor, [text], [images], [videos])
         if sequence_length:
-            images = np.flatnonzero(processed["input_ids"][0] == image_token)
-            length = max(sequence_length, 1 + int(images.max(initial=-1)))
+            places = np.flatnonzero(np.isin(processed["input_ids"][0], seen))
+            length = max(sequence_length, 1 + int(places.max(initial=-1)))
             for name in prompts.sequence_inputs:
                 if name in processed:
                     processed[name] = processed[name][:, :length]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from calibration.scenes import Split, draw_scene
+from calibration.scenes import Split
 from calibration.sources.coco import coco_samples
 from calibration.sources.folder import folder_samples
 from calibration.sources.hub import hub_samples
 from calibration.sources.images import StoredImage, open_image
-from calibration.sources.samples import CAPTION_PROMPT, Sample, SampleSet
+from calibration.sources.mixed import mixed_samples
+from calibration.sources.samples import CAPTION_PROMPT, Sample, SampleSet, scene_sample
 from calibration.sources.tsv import tsv_samples
 from manifests.errors import BadInputError
 
 __all__ = ["CAPTION_PROMPT", "Sample", "SampleSet", "load_samples", "open_image"]
 
-_KINDS = "scenes, a folder, captions.json:IMAGES, questions.json,annotations.json:IMAGES, images.tsv,annotations.tsv or a datasets id"
+_KINDS = "mixed, scenes, a folder, captions.json:IMAGES, questions.json,annotations.json:IMAGES, images.tsv,annotations.tsv or a datasets id"
 
 
 def load_samples(source: str, count: int, seed: int = 0, split: Split = Split.CALIBRATION) -> SampleSet:
@@ -27,6 +28,8 @@ def load_samples(source: str, count: int, seed: int = 0, split: Split = Split.CA
     Args:
         source: where the samples come from:
             `scenes`: images that vlmconvert draws (`calibration.scenes`).
+            `mixed`: conversations about photos, several of them, or a video, conversations without any, and scenes
+            (`calibration.sources.mixed`).
             FOLDER: a folder with `metadata.jsonl` (lines with file_name, and caption or question and answer), or of
             images with a caption in a `.txt` of the same name.
             `captions.json:IMAGES`: COCO captions.
@@ -36,7 +39,7 @@ def load_samples(source: str, count: int, seed: int = 0, split: Split = Split.CA
             Without IMAGES, the images are beside the JSON file.
         count: number of samples; a source with fewer gives all that it has.
         seed: decides which samples are chosen, and their order.
-        split: split of the scenes, if the source is `scenes`.
+        split: split of the samples that come with vlmconvert, if the source is `scenes` or `mixed`.
 
     Raises:
         BadInputError: if the source is unknown, empty or unreadable.
@@ -44,11 +47,14 @@ def load_samples(source: str, count: int, seed: int = 0, split: Split = Split.CA
     if count < 1:
         raise BadInputError(f"{count} samples are too few: use at least 1")
     if source == "scenes":
-        return SampleSet(source, None, seed, tuple(_scene_sample(split, index, seed) for index in range(count)))
+        return SampleSet(source, None, seed, tuple(scene_sample(split, index, seed) for index in range(count)))
+    if source == "mixed":
+        return SampleSet(source, None, seed, tuple(mixed_samples(count, seed, split)))
     samples = _find_samples(source, count, seed)
     for sample in samples.samples:
-        if isinstance(sample.picture, StoredImage):
-            sample.picture.check()
+        for picture in sample.pictures:
+            if isinstance(picture, StoredImage):
+                picture.check()
     return samples
 
 
@@ -70,14 +76,3 @@ def _find_samples(source: str, count: int, seed: int) -> SampleSet:
     if source.startswith((".", "/", "~")) or "," in source or folder.exists():
         raise BadInputError(f"data source {source} is neither a folder nor JSON or TSV files: give {_KINDS}")
     return hub_samples(source, count, seed)
-
-
-def _scene_sample(split: Split, index: int, seed: int) -> Sample:
-    scene = draw_scene(split, index, seed)
-    turns = [(question.text, question.answer) for question in scene.questions]
-    if split is Split.CALIBRATION:
-        turns.append((CAPTION_PROMPT, scene.caption))
-        # Over the scenes, each kind of question occurs at each position of the conversation.
-        first = index % len(turns)
-        turns = turns[first:] + turns[:first]
-    return Sample(scene.id, scene.image, tuple(turns))

@@ -116,7 +116,7 @@ def _asked(
         if answers_path:
             yield sample_of(str(key), picture, {"question": text, "answers": answers[key]}, where)
         else:
-            yield Sample(str(key), picture, ((text, ""),))
+            yield Sample(str(key), (picture,), ((text, ""),))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _captioned(folder: Path) -> Iterator[Sample]:
     for path in paths:
         name = path.relative_to(folder).as_posix()
         picture = image_in(folder, name, str(folder))
-        yield Sample(name, picture, ((CAPTION_PROMPT, _caption(path.with_suffix(".txt"))),))
+        yield Sample(name, (picture,), ((CAPTION_PROMPT, _caption(path.with_suffix(".txt"))),))
 
 
 def _caption(path: Path) -> str:

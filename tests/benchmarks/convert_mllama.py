@@ -49,7 +49,7 @@ def whole_graph(folder: Path, output: Path, precision: str) -> None:
         samples: list[dict[str, Any]] = []
         for sample in load_samples("scenes", SAMPLES).samples:
             text = chat_prompt(processor, sample.turns)
-            processed = processor(images=[[sample.image]], text=[text], return_tensors="np", add_special_tokens=False)
+            processed = processor(images=[sample.images], text=[text], return_tensors="np", add_special_tokens=False)
             arrays = {name: np.asarray(value) for name, value in processed.items()}
             for name in ("input_ids", "attention_mask", "cross_attention_mask"):
                 arrays[name] = arrays[name][:, :TOKENS]

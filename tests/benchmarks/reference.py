@@ -29,7 +29,7 @@ def answer(folder: Path, way: str) -> None:
     from vlmconvert.measuring.evaluate import load_questions
 
     questions = load_questions("scenes", PROMPTS, 0)[1]
-    images = [question.sample.image for question in questions]
+    images = [question.sample.images[0] for question in questions]
     processed = prompt_inputs(load_processor(folder), images, [question.prompt for question in questions])
     if way == "whole":
         start = time.monotonic()

@@ -54,7 +54,7 @@ def test_all_captions_of_an_image_are_its_references(images, write):
         "7": ("A dog.",),
     }
     assert samples["42"].turns == ((CAPTION_PROMPT, "A red bus."),)
-    assert samples["42"].image.size == (30, 20)
+    assert samples["42"].images[0].size == (30, 20)
     assert [sample.id for sample in load_samples(f"{path}:{images}", 1, seed=3).samples] == [
         sample.id for sample in load_samples(f"{path}:{images}", 2, seed=3).samples[:1]
     ]
@@ -76,7 +76,7 @@ def test_questions_with_the_answers_of_ten_people(images, write, tmp_path, folde
         }
         # The answer that most people gave, as VQA's multiple_choice_answer.
         assert samples["42000"].turns == (("Which colour is the bus?", "red"),)
-        assert samples["7000"].image.size == (31, 20)
+        assert samples["7000"].images[0].size == (31, 20)
 
 
 def test_questions_without_answers(images, write):

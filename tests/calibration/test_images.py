@@ -212,8 +212,8 @@ def test_a_processor_that_does_not_convert_gets_three_channels(tmp_path, do_conv
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in {*DEEP, "La", "LA", "PA", "RGBA"}])
 def test_digests_of_images_without_transparency_are_those_of_rgb(mode):
     """Conversions in a store, and manifests, hold digests."""
-    sample = Sample("", for_processor(IMAGES[mode]), (("Which?", "red"),))
-    expected = replace(sample, picture=IMAGES[mode].convert("RGB"))
+    sample = Sample("", (for_processor(IMAGES[mode]),), (("Which?", "red"),))
+    expected = replace(sample, pictures=(IMAGES[mode].convert("RGB"),))
     assert SampleSet("", None, 0, (sample,)).digest == SampleSet("", None, 0, (expected,)).digest
 
 
@@ -227,7 +227,7 @@ def test_opaque_images_are_rgb(mode):
 
 def test_digests_see_transparency():
     images = [IMAGES["RGBA"], IMAGES["RGBA"].convert("RGB"), on_white(IMAGES["RGBA"])]
-    digests = {SampleSet("", None, 0, (Sample("", image, (("", ""),)),)).digest for image in images}
+    digests = {SampleSet("", None, 0, (Sample("", (image,), (("", ""),)),)).digest for image in images}
     assert len(digests) == 3
 
 
@@ -244,10 +244,10 @@ def test_turned_images_keep_what_they_are(tmp_path, mode):
 
 
 def test_transparent_images_are_scaled_for_calibration():
-    sample = Sample("", for_processor(IMAGES["RGBA"]), (("", ""),))
+    sample = Sample("", (for_processor(IMAGES["RGBA"]),), (("", ""),))
     (fitted,) = SampleSet("", None, 0, (sample,)).with_sizes([(20, 20)]).samples
-    assert fitted.image.mode == "RGBA"
-    assert fitted.image.tobytes() == ImageOps.fit(IMAGES["RGBA"], (20, 20)).tobytes()
+    assert fitted.images[0].mode == "RGBA"
+    assert fitted.images[0].tobytes() == ImageOps.fit(IMAGES["RGBA"], (20, 20)).tobytes()
 
 
 def test_a_broken_transparent_image_is_one_sentence():

@@ -21,10 +21,11 @@ class Letters:
     def load_processor(self, folder):
         return folder.name
 
-    def prompt(self, processor, turns):
+    def prompt(self, processor, turns, images=1, videos=0):
+        assert (images, videos) == (1, 0)
         return f"{processor}:{''.join(question + (answer or '') for question, answer in turns)}"
 
-    def process(self, processor, texts, images):
+    def process(self, processor, texts, images, videos):
         assert [image.size for image in images[0]] == [(2, 2)]
         tokens = np.array([[IMAGE if letter == "@" else 1 for letter in texts[0]]])
         return {"input_ids": tokens, "other_mask": tokens == IMAGE, "pixels": np.zeros((1, 20))}
@@ -35,6 +36,9 @@ class Letters:
     def image_token(self, config):
         return config["image"]
 
+    def video_token(self, config):
+        return None
+
 
 @pytest.mark.parametrize(
     ("question", "limit", "length"), [("abcdef", 0, 9), ("abcdef", 4, 4), ("abc@ef", 4, 7), ("@bcdef", 20, 9)]
@@ -42,7 +46,7 @@ class Letters:
 def test_a_maximum_length_cuts_the_sequence(tmp_path, question, limit, length):
     folder, output = tmp_path / "ab", tmp_path / "out"
     output.mkdir()
-    samples = SampleSet("here", None, 0, (Sample("1", Image.new("RGB", (2, 2)), ((question, ""),)),))
+    samples = SampleSet("here", None, 0, (Sample("1", (Image.new("RGB", (2, 2)),), ((question, ""),)),))
     write_inputs(folder, samples, Letters(), {"scale": 2, "image": IMAGE}, limit, output)
     values = load_file(output / "00000.safetensors")
     assert values["input_ids"].shape == values["other_mask"].shape == (1, length)

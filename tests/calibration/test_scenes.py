@@ -45,6 +45,6 @@ def test_answers_are_true_of_the_caption():
 
 def test_all_tile_counts_and_aspect_ratios_occur(demo):
     processor = AutoProcessor.from_pretrained(demo, backend="pil")
-    images = [[sample.image] for sample in load_samples("scenes", 100).samples]
+    images = [sample.images for sample in load_samples("scenes", 100).samples]
     ratios = processor.image_processor(images=images, return_tensors="np")["aspect_ratio_ids"]
     assert set(ratios.ravel().tolist()) == set(range(1, 9))

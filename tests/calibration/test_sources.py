@@ -47,7 +47,7 @@ def test_images_of_one_size_are_calibrated_with_every_tile_count(photos, demo):
     more = SampleSet(samples.source, None, 0, samples.samples * 2).with_sizes(
         load_family("mllama").image_sizes({"vision_config": {"image_size": 56, "max_num_tiles": 4}})
     )
-    images = [[sample.image] for sample in more.samples]
+    images = [sample.images for sample in more.samples]
     mask = load_processor(demo).image_processor(images=images, return_tensors="np")["aspect_ratio_mask"]
     assert mask.sum(axis=-1).ravel().tolist() == [1, 2, 3, 4, 1, 1]
 
@@ -76,11 +76,11 @@ def test_digest_changes_with_further_references_only():
     scenes = load_samples("scenes", 3)
     expected = hashlib.sha256()
     for sample in scenes.samples:
-        expected.update(json.dumps([sample.image.size, sample.turns]).encode() + sample.image.tobytes())
+        expected.update(json.dumps([sample.images[0].size, sample.turns]).encode() + sample.images[0].tobytes())
     assert scenes.digest == expected.hexdigest()
     image = Image.new("RGB", (2, 2))
     digests = [
-        SampleSet("", None, 0, (Sample("", image, (("Which?", "red"),), references),)).digest
+        SampleSet("", None, 0, (Sample("", (image,), (("Which?", "red"),), references),)).digest
         for references in ((), ("red",), ("red", "red"), ("red", "maroon"))
     ]
     assert digests[0] == digests[1]
@@ -106,7 +106,7 @@ def test_images_are_decoded_when_asked_for(photos, monkeypatch):
     monkeypatch.setattr(StoredImage, "read", lambda image: reads.append(image))
     samples = load_samples(str(photos), 2)
     assert not reads
-    assert samples.samples[0].image is None
+    assert samples.samples[0].images == [None]
     assert len(reads) == 1
 
 
@@ -117,7 +117,7 @@ def test_local_dataset_id(photos):
 
     samples = hub_samples(str(photos), 2, seed=0).samples
     assert len(samples) == 2
-    assert all(sample.image.size[1] == 20 for sample in samples)
+    assert all(sample.images[0].size[1] == 20 for sample in samples)
     assert all(sample.turns[0][1].startswith("image ") for sample in samples)
 
 

@@ -49,7 +49,7 @@ def test_captions_and_questions(write):
         "bü-1": (("How many?", "2"), ("2",)),
         "c": ((CAPTION_PROMPT, "A dog."), ("A dog.", "A cat.")),
     }
-    assert {key: sample.image.size[0] for key, sample in samples.items()} == {"a": 10, "5": 11, "bü-1": 11, "c": 12}
+    assert {key: sample.images[0].size[0] for key, sample in samples.items()} == {"a": 10, "5": 11, "bü-1": 11, "c": 12}
     assert load_samples(source, 2, seed=1).digest == load_samples(source, 2, seed=1).digest
     assert len({load_samples(source, 1, seed=seed).samples[0].id for seed in range(20)}) == 4
 
@@ -58,7 +58,7 @@ def test_a_string_is_a_caption_and_lines_may_end_in_crlf(write):
     source = write([line + "\r" for line in IMAGES], ['a\t"A bus."\r'])
     (sample,) = load_samples(source, 1).samples
     assert sample.references == ("A bus.",)
-    assert sample.image.size == (10, 20)
+    assert sample.images[0].size == (10, 20)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def metadata(data: bytes) -> None:
     """`metadata.jsonl` of a folder of images."""
     with _file("metadata.jsonl", data) as path:
         (path.parent / "0.png").write_bytes(_PNG)
-        _ = [sample.image for sample in load_samples(str(path.parent), 2).samples]
+        _ = [sample.images[0] for sample in load_samples(str(path.parent), 2).samples]
 
 
 def tsv(data: bytes) -> None:

@@ -52,7 +52,7 @@ def test_a_source_is_refused(name, tmp_path, elsewhere):
     source = SOURCES[name](tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BadInputError, match=r": \w+ .*"):
-        [sample.image for sample in load_samples(source, 4).samples]
+        [sample.images[0] for sample in load_samples(source, 4).samples]
     assert sorted(tmp_path.rglob("*")) == before
 
 

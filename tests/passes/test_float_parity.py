@@ -47,7 +47,7 @@ def assert_close(expected, actual, valid=None):
     assert np.abs(actual - expected).max() <= TOLERANCE * np.ptp(expected)
 
 
-SCENES = [sample.image for sample in load_samples("scenes", 6, split=Split.TEST).samples]
+SCENES = [sample.images[0] for sample in load_samples("scenes", 6, split=Split.TEST).samples]
 CASES = {
     "prefill and decode": (["What colour is the circle?"], [[SCENES[0]]]),
     "batch of two with padding": (["How many shapes are there?", "Is there a red ring?"], [[SCENES[1]], [SCENES[2]]]),

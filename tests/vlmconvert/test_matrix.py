@@ -65,7 +65,7 @@ def families(tmp_path_factory):
             if checkpoint is None:
                 checkpoint = write_checkpoint(tmp_path_factory.mktemp("matrix") / "checkpoint", family)
             samples = load_samples("scenes", 4, split=Split.TEST).samples
-            images, prompts = [sample.image for sample in samples], [sample.turns[0][0] for sample in samples]
+            images, prompts = [sample.images[0] for sample in samples], [sample.turns[0][0] for sample in samples]
             processed = prompt_inputs(load_processor(checkpoint), images, prompts)
             made[family] = (
                 checkpoint,

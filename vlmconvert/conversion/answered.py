@@ -26,10 +26,14 @@ def answered_batch(family: Family, processor: Any, samples: Sequence[Sample], en
     """
     from passes.validate.model import Answered
 
-    images = [[sample.image] for sample in samples]
+    images = [sample.images for sample in samples]
     turns = [sample.turns[0] for sample in samples]
     asked, said = (
-        family.process(processor, [family.prompt(processor, (turn,)) for turn in both], images)
+        family.process(
+            processor,
+            [family.prompt(processor, (turn,), len(own)) for turn, own in zip(both, images, strict=True)],
+            images,
+        )
         for both in ([(question, None) for question, _ in turns], turns)
     )
     answers = []

@@ -134,7 +134,7 @@ def _compare_whole(
         for first in range(0, len(samples), BATCH):
             chosen = samples[first : first + BATCH]
             questions = [sample.turns[0][0] for sample in chosen]
-            arrays = family.prompt_inputs(processor, [sample.image for sample in chosen], questions)
+            arrays = family.prompt_inputs(processor, [sample.images for sample in chosen], questions)
             batch = Batch(arrays, tuple(sample.turns[0][1] for sample in chosen))
             yield compare(reference, artifact, batch, artifact.ends, _sides(model), decode)
             for number in range(first, first + len(chosen)):

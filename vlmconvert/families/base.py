@@ -198,10 +198,11 @@ class Family(ABC):
 
         return process(processor, texts, images, videos, tensors)
 
-    def prompt_inputs(self, processor: Any, images: Sequence[Image], prompts: Sequence[str]) -> Arrays:
-        """Process a batch of questions, each about one image, with the chat template and the processor."""
-        texts = [self.prompt(processor, ((prompt, None),)) for prompt in prompts]
-        return self.process(processor, texts, [[image] for image in images])
+    def prompt_inputs(self, processor: Any, images: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Arrays:
+        """Process a batch of questions, each with its images, with the chat template and the processor."""
+        pairs = zip(prompts, images, strict=True)
+        texts = [self.prompt(processor, ((prompt, None),), len(own)) for prompt, own in pairs]
+        return self.process(processor, texts, images)
 
     # The whole model.
 

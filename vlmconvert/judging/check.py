@@ -327,7 +327,7 @@ def _divergence(request: CheckRequest, limit: float, artifact: Path, baseline: P
         for start in range(0, len(questions), _BATCH):
             asked = questions[start : start + _BATCH]
             processed = family.prompt_inputs(
-                processor, [question.sample.image for question in asked], [question.prompt for question in asked]
+                processor, [question.sample.images for question in asked], [question.prompt for question in asked]
             )
             expected = greedy(first, processed, first.ends, _STEPS)
             logits = forced_logits(second, processed, expected.tokens)

@@ -77,7 +77,7 @@ def _run(folder: Path, device: str) -> Finding:
         runner = open_runner(folder, device)
         family = runner.family
         inputs = family.prompt_inputs(
-            family.load_processor(folder), [Image.new("RGB", (64, 64), "grey")], ["What is it?"]
+            family.load_processor(folder), [[Image.new("RGB", (64, 64), "grey")]], ["What is it?"]
         )
         logits = runner.prefill(inputs)
     except Exception as error:

@@ -64,7 +64,7 @@ class LocalDescriber:
 
     def describe(self, images: list[Path], decoding: Decoding) -> list[str]:
         """See `Describer`."""
-        pictures = [open_image(path) for path in images]
+        pictures = [[open_image(path)] for path in images]
         inputs = self._family.prompt_inputs(self._processor, pictures, [decoding.prompt] * len(images))
         ends = [] if decoding.ignore_eos else self._ends
         said = greedy(self._model, inputs, ends, decoding.max_new_tokens)

@@ -134,6 +134,7 @@ def load_questions(data: str, count: int, seed: int) -> tuple[SampleSet, list[Qu
     """
     samples = load_samples(data, count, seed, Split.TEST)
     questions = []
+    samples = replace(samples, samples=tuple(sample.without_video() for sample in samples.samples))
     for sample in samples.samples:
         prompt, answer = sample.turns[0]
         references = sample.references if len(sample.turns) == 1 else (answer,)
@@ -227,7 +228,7 @@ class _Prompts:
 
     def inputs(self, batch: _Batch) -> dict[str, np.ndarray]:
         """The processor's outputs for the questions of a batch and their images."""
-        images = [question.sample.image for question in batch.questions]
+        images = [question.sample.images for question in batch.questions]
         return self.family.prompt_inputs(self.processor, images, [question.prompt for question in batch.questions])
 
     def texts(self, said: Greedy) -> list[str]:
@@ -435,8 +436,8 @@ def _write(evaluation: Evaluation, predictions: list[Prediction], questions: lis
         images = staged / IMAGES_FOLDER
         images.mkdir()
         for number, (item, question) in enumerate(zip(predictions, questions, strict=True)):
-            if item.checkpoint_answer not in (None, item.answer):
-                image = question.sample.image
+            if item.checkpoint_answer not in (None, item.answer) and question.sample.pictures:
+                image = question.sample.images[0]
                 image.thumbnail((_THUMBNAIL, _THUMBNAIL))
                 image.save(images / f"{number}.png")
         check_results(output)

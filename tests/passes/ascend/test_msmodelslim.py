@@ -116,7 +116,7 @@ def test_half_precision_our_error_is_not_larger(tmp_path, demo, run, family, dty
 
 def model_inputs(folder):
     """A question about an image, which cross-attention layers need to do anything."""
-    scenes = [sample.image for sample in load_samples("scenes", 2, split=Split.TEST).samples]
+    scenes = [sample.images[0] for sample in load_samples("scenes", 2, split=Split.TEST).samples]
     return prompt_inputs(load_processor(folder), scenes, ["What colour is it?", "How many shapes are there?"])
 
 

@@ -119,7 +119,7 @@ def quantized(build, traced, tmp_path_factory):
 @pytest.mark.exhaustive
 def test_quantized_encoder_is_as_close_to_the_float_one_as_openvinos(quantized, floats, demo):
     artifact, path = quantized
-    images = [[sample.image] for sample in load_samples("scenes", 4, split=Split.TEST).samples]
+    images = [sample.images for sample in load_samples("scenes", 4, split=Split.TEST).samples]
     processed = process(load_processor(demo), ["What is there?"] * 4, images)
     runner = open_runner(artifact)
     theirs = runner.encode_images(processed)

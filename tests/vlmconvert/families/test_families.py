@@ -6,11 +6,15 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from calibration.activations import read_file
+from calibration.inputs import write_inputs
+from calibration.sources import load_samples
 from manifests.errors import BadInputError
 from passes.ascend.family import AscendFamily
 from passes.checkpoint import open_checkpoint, read_config
@@ -91,7 +95,7 @@ def test_the_processor_makes_what_the_family_takes(checkpoints, name):
     processor = family.load_processor(checkpoints[name])
     counts = []
     for size in family.image_sizes(config):
-        processed = family.prompt_inputs(processor, [Image.new("RGB", size)], ["What is it?"])
+        processed = family.prompt_inputs(processor, [[Image.new("RGB", size)]], ["What is it?"])
         assert set(processed) <= set(family.processor_outputs)
         length = processed["input_ids"].shape[1]
         assert {processed[name].shape[1] for name in family.sequence_inputs} == {length}
@@ -99,6 +103,22 @@ def test_the_processor_makes_what_the_family_takes(checkpoints, name):
         known = complete_config(family, config, *_names_and_checkpoint(checkpoints[name], family))
         assert {"input_ids", "attention_mask", "pixel_values"} <= family.inputs(processed, known).keys()
     assert max(counts) == family.image_tokens(config)
+
+
+@pytest.mark.parametrize("name", FAMILIES.names)
+def test_a_family_takes_samples_of_all_kinds(checkpoints, name, tmp_path):
+    family, folder = load_family(name), checkpoints[name]
+    samples = load_samples("mixed", 60)
+    kinds = {(len(sample.pictures), len(sample.video)): sample for sample in samples.samples}
+    assert {(0, 0), (1, 0), (2, 0), (0, 8)} <= kinds.keys()
+    config = complete_config(family, completed(folder), *_names_and_checkpoint(folder, family))
+    write_inputs(folder, replace(samples, samples=tuple(kinds.values())), family, config, 0, tmp_path)
+    for number, (pictures, frames) in enumerate(kinds):
+        values = read_file(tmp_path / f"{number:05d}.safetensors")
+        tokens, video = values["input_ids"], family.video_token(config)
+        assert (tokens == family.image_token(config)).any() == (pictures > 0 or (frames > 0 and video is None))
+        assert (tokens == video).any() == (frames > 0 and video is not None)
+        assert ("pixel_values" in values) == (pictures + frames > 0)
 
 
 def _names_and_checkpoint(folder, family):

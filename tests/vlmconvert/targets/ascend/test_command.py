@@ -81,7 +81,7 @@ def test_equalization_protects_the_outlier_channels_of_the_demo(artifact, tmp_pa
     source = demo_checkpoint(family)
     samples = load_samples("scenes", 50, split=Split.TEST).samples
     texts = [sample.turns[0][0] for sample in samples]
-    inputs = prompt_inputs(load_processor(source), [sample.image for sample in samples], texts)
+    inputs = prompt_inputs(load_processor(source), [sample.images[0] for sample in samples], texts)
     expected = greedy(load_family(family).reference(source), inputs, [], 4)
     plain, better = (
         kl_divergence(expected.logits, forced_logits(open_runner(folder), inputs, expected.tokens)).mean()

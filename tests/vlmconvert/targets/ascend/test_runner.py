@@ -22,7 +22,7 @@ def questions():
     """Checkpoint -> two questions about images, as its processor makes them."""
     samples = load_samples("scenes", 2, split=Split.TEST).samples
     texts = [sample.turns[0][0] for sample in samples]
-    return lambda folder: prompt_inputs(load_processor(folder), [sample.image for sample in samples], texts)
+    return lambda folder: prompt_inputs(load_processor(folder), [sample.images[0] for sample in samples], texts)
 
 
 @pytest.mark.parametrize("family", CLASSES)
