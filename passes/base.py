@@ -77,6 +77,7 @@ PASSES = Registry(
         "validate-blocks": "passes.validate.blocks:ValidateBlocksPass",
         "validate-parity": "passes.validate.parity:ValidateParityPass",
         "validate-accuracy": "passes.validate.accuracy:ValidateAccuracyPass",
+        "validate-texts": "passes.validate.texts:ValidateTextsPass",
     },
     classes=True,
 )

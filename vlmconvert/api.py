@@ -65,7 +65,7 @@ def convert(
     validate: bool = True,
     validation_samples: int = 200,
     validation_time: float = 0.25,
-    max_kl: float = 1.0,
+    max_kl: float | None = None,
     max_drop: float = 1.0,
     reporter: Reporter | None = None,
     **options: Any,
@@ -101,7 +101,7 @@ def convert(
         validation_samples: maximum number of held-out scenes for that comparison.
         validation_time: maximum share of the conversion's time that the comparison takes, once it has taken a minute; 0
             sets no limit.
-        max_kl: maximum mean KL divergence from the checkpoint that passes, in nats.
+        max_kl: maximum mean KL divergence from the checkpoint that passes, in nats; None takes that of the precisions.
         max_drop: maximum loss of accuracy that passes, in percentage points.
         reporter: shows progress; None shows nothing.
         options: options of the precisions and of the target, such as `group_size=128` or `logits="all"`.
@@ -389,7 +389,7 @@ def check(
     baseline: StrPath,
     *,
     data: str | None = None,
-    samples: int = 200,
+    samples: int | None = 200,
     max_drop: float = 1.0,
     max_kl: float | None = None,
     max_block_error: float | None = None,
@@ -406,9 +406,10 @@ def check(
         folder: the artifact.
         baseline: another artifact, or the path of its manifest.json.
         data: source of the samples; None takes the data that both were evaluated on or, without such data, scenes.
-        samples: number of samples, if they are not taken from evaluations.
+        samples: number of samples, if they are not taken from evaluations; None takes as many as `max_drop` needs.
         max_drop: maximum loss of a score, in percentage points.
-        max_kl: maximum mean KL divergence from the baseline, in nats; None checks no KL divergence.
+        max_kl: maximum mean KL divergence from the baseline, in nats; None takes that of the artifact's precisions, if the
+            baseline has graphs.
         max_block_error: maximum relative error of a block compared with the baseline's block; None checks no blocks.
         max_size_ratio: maximum size as a multiple of the baseline's size; None only reports the size.
         max_latency_ratio: maximum time for each token as a multiple of the baseline's time; None measures no latency.

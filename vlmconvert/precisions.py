@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Literal
@@ -13,15 +13,18 @@ from vlmconvert.options import Option
 
 __all__ = [
     "PRECISIONS",
+    "SIDES",
     "Precision",
     "Side",
     "find_precision",
     "load_precision",
+    "max_kl",
     "precision_names",
     "precision_options",
 ]
 
 Side = Literal["language", "vision"]
+SIDES: tuple[Side, ...] = ("language", "vision")
 
 _GROUP_SIZE = Option(
     "group_size",
@@ -58,6 +61,8 @@ _OUTLIER_SUPPRESSION = Option(
     choices=("none", "equalize"),
 )
 _GRAPHS = ("openvino", "onnx")
+# Of components whose passes are chosen one by one.
+_CUSTOM_MAX_KL = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class Precision:
             options that have the same names as its fields.
         options: the options of these passes on the command line.
         packages: import names of the packages that must be installed in addition to vlmconvert's own requirements.
+        max_kl: what one side in this precision may add to the KL divergence of an artifact from its checkpoint, in nats;
+            twice what is usual for small models, which lose more than large ones (`docs/guarding.md`).
     """
 
     name: str
@@ -82,6 +89,7 @@ class Precision:
     steps: tuple[str, ...] = ()
     options: tuple[Option, ...] = ()
     packages: tuple[str, ...] = ()
+    max_kl: float = 1.0
 
     def passes(self, values: Mapping[str, Any]) -> tuple[TransformPass, ...]:
         """Make the compressing passes with their options; each follows the passes that it needs.
@@ -112,15 +120,16 @@ class Precision:
 
 
 _TABLE = (
-    Precision("fp32", ("language", "vision"), _GRAPHS),
-    Precision("fp16", ("language", "vision"), _GRAPHS, export="f16"),
-    Precision("int8", ("language", "vision"), _GRAPHS, steps=("compress-int8",), options=(_SYMMETRIC,)),
+    Precision("fp32", ("language", "vision"), _GRAPHS, max_kl=1e-6),
+    Precision("fp16", ("language", "vision"), _GRAPHS, export="f16", max_kl=1e-4),
+    Precision("int8", ("language", "vision"), _GRAPHS, steps=("compress-int8",), options=(_SYMMETRIC,), max_kl=0.01),
     Precision(
         "int4",
         ("language",),
         _GRAPHS,
         steps=("compress-int4",),
         options=(_GROUP_SIZE, _SYMMETRIC, _RATIO, _ALL_LAYERS),
+        max_kl=0.7,
     ),
     Precision(
         "int4-awq",
@@ -128,6 +137,7 @@ _TABLE = (
         _GRAPHS,
         steps=("compress-int4-awq",),
         options=(_GROUP_SIZE, _SYMMETRIC, _RATIO, _ALL_LAYERS, _SCALE_ESTIMATION),
+        max_kl=0.5,
     ),
     Precision(
         "int4-gptq",
@@ -135,14 +145,18 @@ _TABLE = (
         _GRAPHS,
         steps=("compress-int4-gptq",),
         options=(_GROUP_SIZE, _SYMMETRIC, _RATIO, _ALL_LAYERS),
+        max_kl=0.3,
     ),
-    Precision("int8-ptq", ("vision",), _GRAPHS, steps=("quantize-int8-ptq",), options=(_SMOOTH_QUANT_ALPHA,)),
+    Precision(
+        "int8-ptq", ("vision",), _GRAPHS, steps=("quantize-int8-ptq",), options=(_SMOOTH_QUANT_ALPHA,), max_kl=0.05
+    ),
     Precision(
         "w8a16",
         ("language",),
         ("ascend",),
         steps=("compress-w8a16",),
         options=(_GROUP_SIZE, _ALLOW_NONFINITE, _OUTLIER_SUPPRESSION),
+        max_kl=0.01,
     ),
 )
 
@@ -190,3 +204,14 @@ def find_precision(steps: Sequence[TransformPass], target: str) -> str:
         if target in row.targets and row.steps == taken and exported == {row.export}:
             return row.name
     return "custom"
+
+
+def max_kl(language: Iterable[str], vision: Iterable[str]) -> float:
+    """The default of `--max-kl` in nats: what the least precise component of each side may lose, added up.
+
+    Args:
+        language: precisions of the components of the language side; `custom` for passes that no precision has.
+        vision: precisions of those of the vision side.
+    """
+    known = {name: load_precision(name).max_kl for name in PRECISIONS.names}
+    return sum(max((known.get(name, _CUSTOM_MAX_KL) for name in side), default=0.0) for side in (language, vision))

@@ -10,12 +10,12 @@ from calibration.sources.coco import coco_samples
 from calibration.sources.folder import folder_samples
 from calibration.sources.hub import hub_samples
 from calibration.sources.images import StoredImage, open_image
-from calibration.sources.mixed import mixed_samples
+from calibration.sources.mixed import held_out_texts, mixed_samples
 from calibration.sources.samples import CAPTION_PROMPT, Sample, SampleSet, scene_sample
 from calibration.sources.tsv import tsv_samples
 from manifests.errors import BadInputError
 
-__all__ = ["CAPTION_PROMPT", "Sample", "SampleSet", "load_samples", "open_image"]
+__all__ = ["CAPTION_PROMPT", "Sample", "SampleSet", "held_out_texts", "load_samples", "open_image"]
 
 _KINDS = "mixed, scenes, a folder, captions.json:IMAGES, questions.json,annotations.json:IMAGES, images.tsv,annotations.tsv or a datasets id"
 

@@ -20,7 +20,7 @@ from calibration.scenes import Split
 from calibration.sources.images import StoredImage
 from calibration.sources.samples import Sample, scene_sample
 
-__all__ = ["mixed_samples"]
+__all__ = ["held_out_texts", "mixed_samples"]
 
 _FOLDER = Path(__file__).parent.parent / "conversations"
 # Frames of a video, and the share of the picture's width that each of them shows.
@@ -44,6 +44,12 @@ def mixed_samples(number: int, seed: int, split: Split) -> Iterator[Sample]:
     turns = zip_longest(seen, said)
     mixed = chain.from_iterable((*(sample for sample in turn if sample), next(scenes)) for turn in turns)
     yield from islice(chain(mixed, scenes), number)
+
+
+def held_out_texts() -> list[Sample]:
+    """The conversations that no calibration uses: first those without an image, then those about a photo."""
+    rows = (item for item in enumerate(_conversations()) if item[1]["split"] == Split.TEST.name.lower())
+    return sorted((_sample(*row) for row in rows), key=lambda sample: len(sample.pictures))
 
 
 @cache

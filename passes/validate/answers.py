@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from passes.validate.comparison import kl_divergence
+from passes.validate.comparison import kl_divergence, token_losses
 from passes.validate.greedy import Greedy, forced_logits
 from passes.validate.model import Model
 
@@ -60,8 +60,8 @@ def distances(reference: Greedy, model: Model, processed: dict[str, np.ndarray])
     return Distances(
         mean(kl_divergence(reference.logits, logits)),
         mean(logits.argmax(axis=-1) == reference.tokens),
-        mean(_loss(logits, reference.tokens)),
-        mean(_loss(reference.logits, reference.tokens)),
+        mean(token_losses(logits, reference.tokens)),
+        mean(token_losses(reference.logits, reference.tokens)),
         count,
     )
 
@@ -82,9 +82,3 @@ def read_greedy(file: Path) -> Greedy:
     logits = np.zeros((*arrays["valid"].shape, arrays["logits"].shape[-1]), np.float32)
     logits[arrays["valid"]] = arrays["logits"]
     return Greedy(arrays["tokens"], logits, arrays["valid"])
-
-
-def _loss(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    chosen = np.take_along_axis(shifted, tokens[..., None], axis=-1)[..., 0]
-    return np.log(np.exp(shifted).sum(axis=-1)) - chosen

@@ -11,7 +11,7 @@ from passes.validate.greedy import forced_logits, greedy
 from passes.validate.model import Answered, Batch, Model
 from passes.validate.streamed import StreamedModel
 
-__all__ = ["STEPS", "Comparison", "Distance", "compare", "compare_in_blocks", "kl_divergence"]
+__all__ = ["STEPS", "Comparison", "Distance", "compare", "compare_in_blocks", "kl_divergence", "token_losses"]
 
 # Maximum number of tokens of an answer.
 STEPS = 16
@@ -40,22 +40,32 @@ class Comparison:
         distances: name of a side, or "artifact" for the whole -> its distance from the checkpoint.
         right: how many greedy answers of the checkpoint, and how many of the artifact, are the right ones, letter by letter.
         samples: number of prompts.
+        losses: [tokens, 2], negative log-likelihood of each token of the right answers for checkpoint and artifact, in nats;
+            None if the comparison is along other answers.
     """
 
     distances: Mapping[str, Distance]
     right: tuple[int, int]
     samples: int
+    losses: np.ndarray | None = None
 
 
 def kl_divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Kullback-Leibler divergence of `other` from `reference` in nats; both are logits, with the vocabulary as last axis."""
-
-    def log_softmax(logits: np.ndarray) -> np.ndarray:
-        shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-        return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-
-    p, q = log_softmax(reference), log_softmax(other)
+    p, q = _log_softmax(reference), _log_softmax(other)
     return np.maximum((np.exp(p) * (p - q)).sum(axis=-1), 0.0)
+
+
+def token_losses(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of tokens [...] in nats, by the logits [..., vocabulary] that they are chosen by."""
+    losses: np.ndarray = -np.take_along_axis(_log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
+    return losses
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
 
 
 def compare(
@@ -146,4 +156,5 @@ def compare_in_blocks(
         sides[1]: distance(logits(artifact, handed)),
         "artifact": distance(whole),
     }
-    return Comparison(distances, (right(expected), right(whole)), len(batch.said))
+    losses = np.stack([token_losses(found[batch.said], tokens[batch.said]) for found in (expected, whole)], axis=1)
+    return Comparison(distances, (right(expected), right(whole)), len(batch.said), losses)

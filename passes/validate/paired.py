@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import comb
 
 import numpy as np
 
-__all__ = ["SIGNIFICANT", "PairedTest", "compare_paired", "mcnemar_exact", "paired_bootstrap"]
+__all__ = ["SIGNIFICANT", "PairedTest", "compare_paired", "fewest_lost", "mcnemar_exact", "paired_bootstrap"]
 
 SIGNIFICANT = 0.05
 _RESAMPLES = 10_000
+# Standard errors of a mean beyond which a two-sided test finds it different from zero.
+_TWO_SIDED = 1.96
 _CHUNK = 4_000_000  # values that a resampling step holds at once
 
 
@@ -26,6 +30,8 @@ class PairedTest:
         gained: number of samples whose score rose.
         drop: mean score before minus mean score after, in the scores' unit.
         p_value: probability of a difference at least as large if the means were equal.
+        smallest_drop: smallest drop that is larger than chance with so many samples: if no score rises or, for a bootstrap,
+            with differences that vary as much as these; in the scores' unit.
     """
 
     method: str
@@ -34,6 +40,7 @@ class PairedTest:
     gained: int
     drop: float
     p_value: float
+    smallest_drop: float
 
     @property
     def larger_than_chance(self) -> bool:
@@ -55,8 +62,16 @@ def compare_paired(before: Sequence[float], after: Sequence[float]) -> PairedTes
     lost, gained = int((second < first).sum()), int((second > first).sum())
     drop = float((first - second).mean())
     if np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all():
-        return PairedTest("McNemar's exact test", first.size, lost, gained, drop, mcnemar_exact(lost, gained))
-    return PairedTest("paired bootstrap", first.size, lost, gained, drop, paired_bootstrap(first - second))
+        smallest = min(1.0, fewest_lost() / first.size)
+        return PairedTest("McNemar's exact test", first.size, lost, gained, drop, mcnemar_exact(lost, gained), smallest)
+    differences = first - second
+    smallest = _TWO_SIDED * float(differences.std()) / math.sqrt(first.size)
+    return PairedTest("paired bootstrap", first.size, lost, gained, drop, paired_bootstrap(differences), smallest)
+
+
+def fewest_lost() -> int:
+    """Number of scores that must fall from 1 to 0, if none rises, for a drop that is larger than chance."""
+    return next(lost for lost in count(1) if mcnemar_exact(lost, 0) < SIGNIFICANT)
 
 
 def mcnemar_exact(lost: int, gained: int) -> float:

@@ -95,6 +95,7 @@ def _assemble(gguf: Path, folder: Path) -> None:
     )
     tokens = {"bos_token_id": None, "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"), "pad_token_id": 2}
     language.config.update(tokens)
+    del language.config.quantization_config  # of the file that it was read from
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(
         LlavaConfig(

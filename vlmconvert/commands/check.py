@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from manifests.errors import BadInputError
 from vlmconvert.commands import at_least, check_new_file, device_options, parse_ov_config
 
 __all__ = ["check"]
@@ -34,9 +35,18 @@ __all__ = ["check"]
 @click.option(
     "--data", help="Source of samples, as in evaluate.  [default: the data that both were evaluated on, or scenes]"
 )
-@click.option("--samples", default=200, show_default=True, help="Number of samples, if both answer now.")
+@click.option(
+    "--samples",
+    default="200",
+    show_default=True,
+    help="Number of samples, if both answer now; auto takes as many as a drop of --max-drop needs to be larger than chance.",
+)
 @click.option("--max-drop", default=1.0, show_default=True, help="Maximum loss of a score, in percentage points.")
-@click.option("--max-kl", type=float, help="Maximum mean KL divergence from the baseline, in nats.")
+@click.option(
+    "--max-kl",
+    type=float,
+    help="Maximum mean KL divergence from the baseline, in nats.  [default: that of the artifact's precisions]",
+)
 @click.option(
     "--max-block-error", type=float, help="Maximum relative error of a block, compared with the baseline's block."
 )
@@ -45,7 +55,9 @@ __all__ = ["check"]
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this JSON file.")
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write JUnit XML to this file.")
 @device_options
-def check(folder: Path, baseline: Path, json_file: Path | None, junit_file: Path | None, **values: Any) -> None:
+def check(
+    folder: Path, baseline: Path, samples: str, json_file: Path | None, junit_file: Path | None, **values: Any
+) -> None:
     """See the help."""
     import vlmconvert
     from manifests.files import write_atomically
@@ -53,12 +65,12 @@ def check(folder: Path, baseline: Path, json_file: Path | None, junit_file: Path
     from vlmconvert.judging.check import check_table
     from vlmconvert.judging.junit import junit_xml
 
-    at_least("samples", values["samples"], 1)
+    count = _count(samples)
     for option, path in (("json", json_file), ("junit", junit_file)):
         check_new_file(option, path)
     reporter = Reporter()
     ov_config = parse_ov_config(values.pop("ov_config"))
-    report = vlmconvert.check(folder, baseline, ov_config=ov_config, reporter=reporter, **values)
+    report = vlmconvert.check(folder, baseline, samples=count, ov_config=ov_config, reporter=reporter, **values)
     if json_file is not None:
         write_atomically(json_file, report.model_dump_json(indent=2) + "\n")
     if junit_file is not None:
@@ -72,3 +84,14 @@ def check(folder: Path, baseline: Path, json_file: Path | None, junit_file: Path
         reporter.say(f"worst block: {report.worst_block}")
     if not report.passed:
         sys.exit(1)
+
+
+def _count(samples: str) -> int | None:
+    if samples == "auto":
+        return None
+    try:
+        count = int(samples)
+    except ValueError:
+        raise BadInputError(f"--samples {samples} is neither a number nor auto: use 200, for example") from None
+    at_least("samples", count, 1)
+    return count

@@ -129,7 +129,7 @@ def _options() -> list[click.Parameter]:
             show_default=True,
             help="Maximum share of the conversion's time that it takes, once it has taken a minute; 0 sets no limit.",
         ),
-        click.Option(["--max-kl"], default=1.0, show_default=True, help="Maximum mean KL divergence from the checkpoint that passes, in nats."),
+        click.Option(["--max-kl"], type=float, help="Maximum mean KL divergence from the checkpoint that passes, in nats.  [default: that of the precisions, which the plan shows]"),
         click.Option(["--max-drop"], default=1.0, show_default=True, help="Maximum loss of accuracy that passes, in percentage points."
         ),
     ]  # fmt: skip

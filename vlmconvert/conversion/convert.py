@@ -78,7 +78,7 @@ class Request:
         validation_samples: maximum number of held-out scenes for that comparison.
         validation_time: maximum share of the conversion's time that the comparison takes, once it has taken a minute; 0
             sets no limit.
-        max_kl: maximum mean KL divergence from the checkpoint that passes, in nats.
+        max_kl: maximum mean KL divergence from the checkpoint that passes, in nats; None takes that of the precisions.
         max_drop: maximum loss of accuracy that passes, in percentage points.
     """
 
@@ -104,7 +104,7 @@ class Request:
     validate: bool = True
     validation_samples: int = 200
     validation_time: float = 0.25
-    max_kl: float = 1.0
+    max_kl: float | None = None
     max_drop: float = 1.0
 
 
@@ -174,6 +174,9 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
         validated = request.validate and target.runnable
         for line in plan_notes(plan, checkpoint.unread_files):
             reporter.say(line)
+        max_kl = plan.max_kl if request.max_kl is None else request.max_kl
+        if validated:
+            reporter.say(f"passes with a KL divergence of at most {max_kl:g} nats from the checkpoint")
         if validated != request.validate:
             reporter.say(f"not validated: vlmconvert cannot run {target.title}")
         environment = library_versions(*target.distributions_with(plan.options))
@@ -189,7 +192,7 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
         check_output(output, checkpoint.folder, planned, request.force)
         if request.save_recipe is not None:
             write_atomically(request.save_recipe, recipe_text(recipe, plan.calibrates))
-        limits = Limits(request.validation_samples, request.validation_time, request.max_kl, request.max_drop)
+        limits = Limits(request.validation_samples, request.validation_time, max_kl, request.max_drop)
         samples = calibration_samples(plan, model)
         try_processor(model, helper, store, reporter)
         sketch = None

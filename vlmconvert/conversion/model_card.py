@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import ModelCard, ModelCardData, metadata_load
 
 from manifests.beside import MODEL_CARD_NAME
-from manifests.model import Manifest
+from manifests.model import Manifest, Validation
 from manifests.run_plan import RunPlan
 from vlmconvert.console import format_size
 
@@ -65,7 +65,7 @@ def model_card(manifest: Manifest, target: Target, license: Mapping[str, Any]) -
     )
     figures = "\n".join(
         f"| {item.metric} | {item.component} | {'' if item.reference is None else f'{item.reference:g}'} | {item.value:g} | "
-        f"{'' if item.threshold is None else f'{item.threshold:g}'} | {'yes' if item.passed else 'no'} | {item.samples} |"
+        f"{_limit(item)} | {'yes' if item.passed else 'no'} | {item.samples} |"
         for item in manifest.validation
     )
     validation = (
@@ -122,3 +122,9 @@ def _runtimes(plan: RunPlan) -> str:
     parts += [f"- {note}" for note in plan.notes]
     parts.append("`manifest.json` has the lines and the memory for every number of cards that the model divides over.")
     return "\n\n".join(parts)
+
+
+def _limit(figure: Validation) -> str:
+    if figure.threshold is not None:
+        return f"{figure.threshold:g}"
+    return "not judged by scenes" if figure.metric == "exact_match" else ""

@@ -11,7 +11,7 @@ from passes.base import TransformPass, check_order, parse_pass
 from passes.vocabulary import Component
 from vlmconvert.families.opened import OpenedModel
 from vlmconvert.options import read_options
-from vlmconvert.precisions import find_precision
+from vlmconvert.precisions import SIDES, find_precision, max_kl
 from vlmconvert.recipes.layers import chosen_layers
 from vlmconvert.recipes.recipe import Recipe
 from vlmconvert.targets.base import ComponentPlan, ComponentRequest, Target
@@ -70,6 +70,11 @@ class Plan:
     def size_after(self) -> int:
         """Estimated bytes of the finished components."""
         return sum(plan.size_after for plan in self.components)
+
+    @property
+    def max_kl(self) -> float:
+        """The default limit for the KL divergence of the artifact from the checkpoint, in nats."""
+        return max_kl(*((p.precision for p in self.components if p.component.side == side) for side in SIDES))
 
     @property
     def label(self) -> str:

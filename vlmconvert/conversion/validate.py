@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.scenes import Split
-from calibration.sources import load_samples
+from calibration.sources import held_out_texts, load_samples
 from manifests.model import Manifest, Validation
 from vlmconvert.console import Reporter
 from vlmconvert.conversion.answered import answered_batch
@@ -59,9 +59,10 @@ def validate(
     memory: int | None,
     reporter: Reporter,
 ) -> list[Validation]:
-    """Compare an artifact with its checkpoint on held-out scenes.
+    """Compare an artifact with its checkpoint on held-out scenes and, if the checkpoint cannot answer these, along texts.
 
-    Both are loaded as a whole if the checkpoint fits into the memory, otherwise block by block.
+    For scenes, both are loaded as a whole if the checkpoint fits into the memory, otherwise block by block. Texts are so long
+    that they are always compared block by block, since decoding them token by token would take much longer.
 
     Args:
         model: the checkpoint, with a completed config.
@@ -78,30 +79,43 @@ def validate(
     """
     from passes.validate.accuracy import ValidateAccuracyPass
     from passes.validate.parity import ValidateParityPass
+    from passes.validate.texts import ValidateTextsPass
 
-    start = time.monotonic()
     samples = list(load_samples("scenes", limits.samples, split=Split.TEST).samples)
-    blocks = None if fits_whole(model, plan.size_after, memory) else plan.target.blocks(folder, manifest, model.family)
+    blocks = plan.target.blocks(folder, manifest, model.family)
     compared = (
         _compare_whole(model, plan, manifest, folder, samples, reporter)
-        if blocks is None
+        if blocks is None or fits_whole(model, plan.size_after, memory)
         else _compare_in_blocks(model, blocks, folder, samples, reporter)
     )
-    comparisons: list[Comparison] = []
     longest = max(MINUTE, limits.share * seconds) if limits.share else float("inf")
-    for comparison in compared:
-        comparisons.append(comparison)
-        taken = time.monotonic() - start
-        # Another batch takes as long as those so far did on average.
-        if taken * (1 + 1 / len(comparisons)) > longest:
-            break
+    comparisons = _in_time(compared, longest)
     done = sum(comparison.samples for comparison in comparisons)
     if done < len(samples):
         reporter.say(
-            f"validated on {done} of {len(samples)} samples in {taken:.0f} s: --validation-time {limits.share:g} allows no "
-            "more; use a larger share, or 0 for no limit"
+            f"validated on {done} of {len(samples)} samples: --validation-time {limits.share:g} allows no more; use a larger "
+            "share, or 0 for no limit"
         )
-    return ValidateParityPass(limits.max_kl)(comparisons) + ValidateAccuracyPass(limits.max_drop)(comparisons)
+    (accuracy,) = ValidateAccuracyPass(limits.max_drop)(comparisons)
+    figures = [*ValidateParityPass(limits.max_kl)(comparisons), accuracy]
+    if accuracy.threshold is not None or blocks is None:
+        return figures
+    reporter.say(
+        f"not judged by scenes, of which the checkpoint answers {accuracy.reference:.0%} as they are asked for: judged by texts"
+    )
+    texts = _in_time(_compare_in_blocks(model, blocks, folder, held_out_texts(), reporter), longest)
+    return figures + ValidateTextsPass(limits.max_kl)(texts)
+
+
+def _in_time(compared: Iterator[Comparison], longest: float) -> list[Comparison]:
+    """As many comparisons as are made in so many seconds, at least one."""
+    start, made = time.monotonic(), []
+    for comparison in compared:
+        made.append(comparison)
+        # Another batch takes as long as those so far did on average.
+        if (time.monotonic() - start) * (1 + 1 / len(made)) > longest:
+            break
+    return made
 
 
 def _sides(model: OpenedModel) -> tuple[str, str]:
@@ -144,7 +158,10 @@ def _compare_whole(
 def _compare_in_blocks(
     model: OpenedModel, blocks: BlockModels, folder: Path, samples: list[Sample], reporter: Reporter
 ) -> Iterator[Comparison]:
-    """Compare checkpoint and artifact, of which one block at a time is in memory."""
+    """Compare checkpoint and artifact, of which one block at a time is in memory.
+
+    Samples that are computed at the same time have as many images; those that have are beside each other.
+    """
     from passes.validate.comparison import compare_in_blocks
     from passes.validate.streamed import StreamedModel, TorchBlocks
 
@@ -154,7 +171,8 @@ def _compare_in_blocks(
     total = 4 * sum(len(component.blocks) for component in model.components) - 2 * vision
     first, size = 0, 1
     while first < len(samples):
-        chosen = samples[first : first + size]
+        images = len(samples[first].pictures)
+        chosen = [sample for sample in samples[first : first + size] if len(sample.pictures) == images]
         title = f"validating block by block: sample {first + 1}"
         with reporter.stage(title + (f" to {first + len(chosen)}" if len(chosen) > 1 else ""), total) as step:
             options = (model.config, model.components, family.inputs, family.next_inputs, step)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import repeat
+from itertools import groupby, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ __all__ = [
     "EvaluationRequest",
     "Question",
     "evaluate",
+    "in_batches",
     "load_questions",
 ]
 
@@ -142,6 +143,14 @@ def load_questions(data: str, count: int, seed: int) -> tuple[SampleSet, list[Qu
     return samples, questions
 
 
+def in_batches(questions: Sequence[Question], most: int) -> Iterator[list[Question]]:
+    """Yield batches of at most `most` questions, which processors take together since they have as many images."""
+    for _, group in groupby(questions, key=lambda question: len(question.sample.pictures)):
+        left = iter(group)
+        while batch := list(islice(left, most)):
+            yield batch
+
+
 def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
     """Let artifact and checkpoint answer all questions, compare the answers, and write the results.
 
@@ -173,9 +182,7 @@ def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
 
     family = load_family(manifest.family)
     prompts = _Prompts(family, family.load_processor(request.folder), family.end_tokens(request.folder))
-    batches = [
-        _Batch(samples, questions[first : first + request.batch]) for first in range(0, len(questions), request.batch)
-    ]
+    batches = [_Batch(samples, batch) for batch in in_batches(questions, request.batch)]
     reference = _answer_checkpoint(request, checkpoint, batches, prompts, store, reporter) if checkpoint else None
     answered = _answer_artifact(request, manifest, batches, reference, store, prompts, reporter)
     predictions = list(_predictions(request, batches, answered, reference, prompts))

@@ -5,15 +5,27 @@ from __future__ import annotations
 __all__ = ["FIDELITY", "SHARES", "format_change", "format_error", "format_figure", "metric_name"]
 
 # Metrics that compare an artifact with its checkpoint; all others score answers against references.
-FIDELITY = {"kl", "max_abs_logit_difference", "perplexity", "token_agreement", "top1_agreement"}
+FIDELITY = {
+    "kl",
+    "max_abs_logit_difference",
+    "perplexity",
+    "text_agreement",
+    "text_kl",
+    "text_perplexity",
+    "token_agreement",
+    "top1_agreement",
+}
 # Metrics that are means of values between 0 and 1; the report shows them as percentages.
-SHARES = {"exact_match", "token_agreement", "top1_agreement", "vqa"}
+SHARES = {"exact_match", "text_agreement", "token_agreement", "top1_agreement", "vqa"}
 _NAMES = {
     "bleu4": "BLEU-4",
     "cider": "CIDEr",
     "kl": "KL divergence, nats",
     "max_abs_logit_difference": "largest logit difference",
     "rouge_l": "ROUGE-L",
+    "text_agreement": "top-1 agreement along texts",
+    "text_kl": "KL divergence along texts, nats",
+    "text_perplexity": "perplexity of texts",
     "top1_agreement": "top-1 agreement",
     "vqa": "VQA accuracy",
 }
@@ -30,7 +42,7 @@ def format_figure(value: float | None, metric: str) -> str:
         return ""
     if metric in SHARES:
         return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-    return f"{value:.2g}" if metric == "kl" else f"{value:.4g}"
+    return f"{value:.2g}" if metric in {"kl", "text_kl"} else f"{value:.4g}"
 
 
 def format_change(value: float, reference: float, metric: str) -> str:

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from tests.disturb_anywhere import main_in_namespace
+from tests.kill_anywhere import OPTIONS
 
 
 def may_mount() -> bool:
@@ -17,6 +18,7 @@ def may_mount() -> bool:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("target", OPTIONS)
 @pytest.mark.skipif(not may_mount(), reason="a user may not mount a disk in memory here")
-def test_a_disturbed_run_is_one_sentence_and_goes_on():
-    assert main_in_namespace(["--target", "ascend", "--moments", "8"]) == 0
+def test_a_disturbed_run_is_one_sentence_and_goes_on(target):
+    assert main_in_namespace(["--target", target, "--moments", "8"]) == 0
