@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from passes.validate.paired import compare_paired, mcnemar_exact, paired_bootstrap
+from passes.validate.paired import compare_paired, fewest_lost, mcnemar_exact, paired_bootstrap
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -29,6 +29,18 @@ def test_scores_of_zero_and_one_go_to_mcnemar():
     assert worse.p_value == 2 / 2**10
     assert worse.larger_than_chance
     assert not compare_paired([1.0] * 80 + [0.0] * 20, before).larger_than_chance, "a gain is no drop"
+
+
+def test_the_smallest_drop_that_samples_can_show():
+    assert fewest_lost() == 6
+    scores = np.ones(300)
+    for lost, shown in ((5, False), (6, True)):
+        test = compare_paired(scores, np.where(np.arange(300) < lost, 0, 1))
+        assert test.smallest_drop == 6 / 300
+        assert test.larger_than_chance == shown == (test.drop >= test.smallest_drop)
+    random = np.random.default_rng(0)
+    graded = compare_paired(random.uniform(0.5, 1, 400), random.uniform(0.5, 1, 400))
+    assert graded.smallest_drop == pytest.approx(1.96 * np.sqrt(2 / 12 * 0.25) / 20, rel=0.1)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.02, 0.05])

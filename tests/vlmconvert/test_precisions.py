@@ -16,6 +16,7 @@ from vlmconvert.precisions import (
     Precision,
     find_precision,
     load_precision,
+    max_kl,
     precision_names,
     precision_options,
 )
@@ -127,3 +128,11 @@ def test_the_documented_table_is_the_table():
         written[name] = (tuple(sides.split(", ")), tuple(targets.split(", ")), int(bits))
     rows_of_code = {name: load_precision(name) for name in PRECISIONS.builtin}
     assert written == {name: (row.sides, row.targets, row.bits) for name, row in rows_of_code.items()}
+
+
+def test_a_limit_is_what_both_sides_may_lose():
+    known = {row.name: row.max_kl for row in map(load_precision, PRECISIONS.names)}
+    assert max_kl(["int8", "int4-awq"], ["int8-ptq"]) == known["int4-awq"] + known["int8-ptq"]
+    assert max_kl(["w8a16"], []) == known["w8a16"]
+    assert max_kl(["custom"], ["fp32"]) == 1.0 + known["fp32"]
+    assert known["fp32"] < known["fp16"] < known["int8"] < known["int4-gptq"] < known["int4-awq"] < known["int4"]

@@ -74,7 +74,7 @@ class Plan:
     @property
     def max_kl(self) -> float:
         """The default limit for the KL divergence of the artifact from the checkpoint, in nats."""
-        return max_kl(*((p.precision for p in self.components if p.component.side == side) for side in SIDES))
+        return max_kl(*([p.precision for p in self.components if p.component.side == side] for side in SIDES))
 
     @property
     def label(self) -> str:
