@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-all fuzz lint train-demo schema clean
+.PHONY: demo test test-fast test-realistic test-all fuzz lint train-demo schema clean
 
 # Convert the embedded demo checkpoint.
 demo: $(INSTALLED)
@@ -14,11 +14,15 @@ test: $(INSTALLED)
 
 # A first answer: without the tests that take long beside what they tell.
 test-fast: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not exhaustive"
+	$(BIN)/python -m pytest -m "not slow and not exhaustive and not realistic"
 
 # Also the further cases of what other tests show.
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest -m ""
+
+# What precisions lose on real weights, which a package of 90 MB brings.
+test-realistic: $(INSTALLED)
+	$(BIN)/python -m pytest -m realistic tests/realistic
 
 # Look for new inputs that a reader takes badly: make fuzz TARGET=header SECONDS=60
 fuzz: $(INSTALLED)

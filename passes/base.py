@@ -263,6 +263,14 @@ class TransformPass(Pass, ABC):
         """Whether the pass needs the activations that reach a block of this role."""
         return False
 
+    def scarce(self, tokens: int, channels: int) -> str | None:
+        """What the pass does instead with a layer of so many input channels, of whose inputs it sees so few tokens.
+
+        Returns:
+            A part of a sentence about the layer; None if the tokens are enough.
+        """
+        return None
+
     def prerequisites(self) -> tuple[TransformPass, ...]:
         """Passes that must run at some point before this one; recipes made of command-line options contain them."""
         return ()

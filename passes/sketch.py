@@ -43,10 +43,12 @@ class Sketch:
 
     Attributes:
         inputs: bytes of the inputs of the components.
+        tokens: number of tokens of its prompt.
         blocks: the blocks that the sample reaches, in order.
     """
 
     inputs: int
+    tokens: int
     blocks: tuple[BlockSketch, ...]
 
     def operations(self, component: str) -> int:
@@ -107,7 +109,7 @@ def sketch(
     for number, (owner, name, operations, inside) in enumerate(found):
         kept = sum(_size(value.array) for value in every if value.made <= number <= value.read)
         blocks.append(BlockSketch(owner, name, operations, kept, inside))
-    return Sketch(sum(value.nbytes for value in inputs.values()), tuple(blocks))
+    return Sketch(sum(value.nbytes for value in inputs.values()), inputs["input_ids"].shape[1], tuple(blocks))
 
 
 def _measure(

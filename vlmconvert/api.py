@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +47,7 @@ def convert(
     llm: str | None = None,
     vision: str | None = None,
     recipe: StrPath | Recipe | None = None,
-    calibration: str = "scenes",
+    calibration: str = "mixed",
     samples: int = 64,
     vision_samples: int = 100,
     sequence_length: int = 0,
@@ -389,7 +389,7 @@ def check(
     baseline: StrPath,
     *,
     data: str | None = None,
-    samples: int | None = 200,
+    samples: int | Literal["auto"] = 200,
     max_drop: float = 1.0,
     max_kl: float | None = None,
     max_block_error: float | None = None,
@@ -406,7 +406,7 @@ def check(
         folder: the artifact.
         baseline: another artifact, or the path of its manifest.json.
         data: source of the samples; None takes the data that both were evaluated on or, without such data, scenes.
-        samples: number of samples, if they are not taken from evaluations; None takes as many as `max_drop` needs.
+        samples: number of samples, if they are not taken from evaluations; `auto` takes as many as `max_drop` needs.
         max_drop: maximum loss of a score, in percentage points.
         max_kl: maximum mean KL divergence from the baseline, in nats; None takes that of the artifact's precisions, if the
             baseline has graphs.

@@ -15,8 +15,10 @@ from calibration.sources.samples import CAPTION_PROMPT, Sample, SampleSet, scene
 from calibration.sources.tsv import tsv_samples
 from manifests.errors import BadInputError
 
-__all__ = ["CAPTION_PROMPT", "Sample", "SampleSet", "held_out_texts", "load_samples", "open_image"]
+__all__ = ["BUILT_IN", "CAPTION_PROMPT", "Sample", "SampleSet", "held_out_texts", "load_samples", "open_image"]
 
+# Names of the sources that come with vlmconvert.
+BUILT_IN = ("mixed", "scenes")
 _KINDS = "mixed, scenes, a folder, captions.json:IMAGES, questions.json,annotations.json:IMAGES, images.tsv,annotations.tsv or a datasets id"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import chain, count, islice, zip_longest
 from pathlib import Path
@@ -23,6 +24,8 @@ from calibration.sources.samples import Sample, scene_sample
 __all__ = ["held_out_texts", "mixed_samples"]
 
 _FOLDER = Path(__file__).parent.parent / "conversations"
+# Number of subjects of a conversation without images.
+_SUBJECTS = 3
 # Frames of a video, and the share of the picture's width that each of them shows.
 _FRAMES, _VIEW = 8, 0.6
 
@@ -40,10 +43,18 @@ def mixed_samples(number: int, seed: int, split: Split) -> Iterator[Sample]:
     order.shuffle(rows)
     seen = [_sample(*row) for row in rows if row[1]["images"]]
     said = [_sample(*row) for row in rows if not row[1]["images"]]
+    if split is Split.CALIBRATION:
+        said = _chained(said)
     scenes = (scene_sample(split, index, seed) for index in count())
     turns = zip_longest(seen, said)
     mixed = chain.from_iterable((*(sample for sample in turn if sample), next(scenes)) for turn in turns)
     yield from islice(chain(mixed, scenes), number)
+
+
+def _chained(samples: list[Sample]) -> list[Sample]:
+    """Conversations of several subjects each, since long ones reach activations that short ones do not."""
+    parts = (samples[first : first + _SUBJECTS] for first in range(0, len(samples), _SUBJECTS))
+    return [replace(part[0], turns=tuple(turn for sample in part for turn in sample.turns)) for part in parts]
 
 
 def held_out_texts() -> list[Sample]:

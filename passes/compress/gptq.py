@@ -34,11 +34,17 @@ if TYPE_CHECKING:
 
 __all__ = ["CompressInt4GptqPass"]
 
-# Share of the mean diagonal that is added to a Hessian; more of it if there are fewer tokens than twice the channels.
-_DAMP, _MORE_DAMP = 0.01, 0.1
+# Share of the mean diagonal that is added to a Hessian, and share by which its values beside the diagonal are reduced: texts that
+# were not seen have other correlations. More is added if there are fewer tokens than twice the channels.
+_DAMP, _MORE_DAMP, _SHRINK = 0.05, 0.5, 0.1
+# Least tokens for each channel, below which there is more damping, and below which only the diagonal is used.
+_ENOUGH, _LEAST = 2.0, 0.5
 # Maximum number of tokens by which a layer is rounded; those of each sample are taken at equal distances.
 _TOKENS = 16_384
 _TILE = 1024
+# Tokens that the first token of a prompt counts for: it takes as much attention as many others (Xiao et al., "Efficient Streaming
+# Language Models with Attention Sinks", 2023).
+_FIRST = 16.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,7 @@ class CompressInt4GptqPass(CompressInt4Pass):
     """4-bit weights with AWQ's factors where they fold into other weights, and GPTQ's codes for scales that are chosen before."""
 
     name = "compress-int4-gptq"
+    version = 2
 
     def needs_activations(self, role: str) -> bool:
         return role != "embeddings" and self.in_4_bit(role)
@@ -83,6 +90,14 @@ class CompressInt4GptqPass(CompressInt4Pass):
     def joins_rows(self, role: str) -> bool:
         """See `CompressInt4Pass`: whether rows are compressed together, not whether they depend on each other."""
         return self.needs_activations(role)
+
+    def scarce(self, tokens: int, channels: int) -> str | None:
+        """See `TransformPass`."""
+        if tokens >= _ENOUGH * channels:
+            return None
+        return (
+            "rounded with more damping" if tokens >= _LEAST * channels else "rounded to the nearest codes, without GPTQ"
+        )
 
     def effort(self, role: str) -> Effort | None:
         """See `TransformPass`; the Hessian of the widest layer is there several times while it is inverted."""
@@ -166,10 +181,11 @@ class CompressInt4GptqPass(CompressInt4Pass):
     def _codes(self, layer: _Layer, inputs: _Inputs, weight: Floats, factors: Floats | None) -> tuple[Floats, Lattice]:
         hessian = inputs.hessian if factors is None else inputs.hessian / factors / factors[:, None]
         lattice = choose_lattice(weight, np.diag(hessian), layer.group, self.symmetric)
-        if 2 * inputs.tokens < weight.shape[1]:
+        channels = weight.shape[1]
+        if inputs.tokens < _LEAST * channels:
             return nearest_codes(weight, lattice), lattice
-        damp = _DAMP if inputs.tokens >= 2 * weight.shape[1] else _MORE_DAMP
-        return round_with_hessian(weight, hessian, lattice, damp), lattice
+        damp = _DAMP if inputs.tokens >= _ENOUGH * channels else _MORE_DAMP
+        return round_with_hessian(weight, hessian, lattice, damp, _SHRINK), lattice
 
 
 def _divider(value: ov.Output, layers: Sequence[_Layer], weights: dict[str, Floats]) -> Callable[[Floats], None] | None:
@@ -223,8 +239,9 @@ def _measure(model: ov.Model, source: BlockSource, values: Sequence[ov.Output]) 
         for number in range(len(values)):
             rows = found[f"input {number}"]
             rows = rows.reshape(-1, rows.shape[-1])
-            if len(rows) > most:
-                rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.intp)]
+            chosen = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.intp)
+            rows = rows[chosen]
+            rows[0] *= np.float32(np.sqrt(_FIRST))
             before = sums[number]
             if before is None:
                 before = np.zeros((rows.shape[1], rows.shape[1]), np.float32, order="F")

@@ -142,7 +142,7 @@ def nearest_codes(weight: Floats, lattice: Lattice) -> Floats:
     return np.concatenate(parts).reshape(weight.shape)
 
 
-def round_with_hessian(weight: Floats, hessian: Floats, lattice: Lattice, damp: float) -> Floats:
+def round_with_hessian(weight: Floats, hessian: Floats, lattice: Lattice, damp: float, shrink: float = 0.0) -> Floats:
     """Codes [rows, columns] by GPTQ (Frantar et al., 2022): the error of each column is made up for by later columns.
 
     The columns with the largest inputs come first. Since scales and zero points are given, they need no order of their own.
@@ -152,12 +152,14 @@ def round_with_hessian(weight: Floats, hessian: Floats, lattice: Lattice, damp: 
         hessian: [columns, columns].
         lattice: the values that the weight may have.
         damp: share of the mean diagonal that is added to the diagonal of the Hessian.
+        shrink: share by which its values beside the diagonal are reduced, towards inputs without correlations (Ledoit and
+            Wolf, 2004).
 
     Raises:
         ConversionError: if the Hessian is not finite.
     """
     order = np.argsort(-np.diag(hessian), kind="stable")
-    factor = _inverse_factor(hessian[np.ix_(order, order)], damp)
+    factor = _inverse_factor(hessian[np.ix_(order, order)], damp, shrink)
     groups = order // lattice.group
     codes = np.empty_like(weight)
     for first in range(0, len(weight), _ROWS):
@@ -186,8 +188,8 @@ def _round(rest: Floats, factor: Floats, scales: Floats, points: Floats, groups:
     return codes
 
 
-def _inverse_factor(hessian: Floats, damp: float) -> Floats:
-    """The upper triangular U with U^T U = H^-1, of a Hessian that is made positive definite."""
+def _inverse_factor(hessian: Floats, damp: float, shrink: float) -> Floats:
+    """The upper triangular U with U^T U = H^-1, of a Hessian that is shrunk and made positive definite."""
     from scipy.linalg import lapack
 
     diagonal = np.diag(hessian).copy()
@@ -197,6 +199,7 @@ def _inverse_factor(hessian: Floats, damp: float) -> Floats:
     while damp <= _MOST_DAMP:
         # The lower factor L of the matrix in reverse order has H = J L L^T J, so U = J L^-1 J.
         turned = np.array(hessian[::-1, ::-1], order="F")
+        turned *= 1 - np.float32(shrink)
         np.fill_diagonal(turned, np.where(diagonal > 0, diagonal + damp * mean, max(mean, 1.0))[::-1])
         lower, failed = lapack.spotrf(turned, lower=1, clean=1, overwrite_a=1)
         if not failed:

@@ -90,6 +90,17 @@ def documentation() -> list[str]:
     return [whole[place : place + _LETTERS] for place in range(distance // 2, len(whole), distance)]
 
 
+def reference_logits(checkpoint: Path, used: list[Text]) -> list[np.ndarray]:
+    """The checkpoint's logits [tokens, vocabulary] for the judged tokens of each text."""
+    model = load_family("llava").reference(checkpoint)
+    return [model.prefill(text.processed)[0, text.first - 1 : -1] for text in used]
+
+
+def size_of(artifact: Path) -> int:
+    """Bytes of the language model's weights."""
+    return (artifact / f"{LANGUAGE_MODEL}.bin").stat().st_size
+
+
 def losses(reference: list[np.ndarray], artifact: Path, used: list[Text]) -> dict[str, Loss]:
     """What an artifact with `--logits all` loses on each kind of text, and on all of them."""
     runner = open_runner(artifact)
@@ -184,10 +195,8 @@ def main(checkpoint: Path, rows: tuple[str, ...], calibration: str) -> None:
     """Print the table."""
     console = Console(stderr=True)
     used = list(texts(checkpoint))
-    model = load_family("llava").reference(checkpoint)
-    reference = [model.prefill(text.processed)[0, text.first - 1 : -1] for text in used]
+    reference = reference_logits(checkpoint, used)
     own = [tokens_of(expected, expected, text) for text, expected in zip(used, reference, strict=True)]
-    del model
     tokens = sum(map(len, own))
     table = Table(title=f"calibrated on {calibration}; {tokens} tokens, perplexity {mean(own).perplexity:.1f}")
     kinds = sorted({text.kind for text in used})
@@ -209,11 +218,15 @@ def main(checkpoint: Path, rows: tuple[str, ...], calibration: str) -> None:
             output = work / "made"
             seconds = made[name](output)
             found = losses(reference, output, used)
-            size = (output / f"{LANGUAGE_MODEL}.bin").stat().st_size
             whole = found["all"]
             row = [f"{whole.kl:.4f}", *(f"{found[kind].kl:.4f}" for kind in kinds)]
             table.add_row(
-                name, *row, f"{whole.perplexity:.2f}", f"{whole.agreement:.3f}", f"{size / 1e6:.1f}", f"{seconds:.0f}"
+                name,
+                *row,
+                f"{whole.perplexity:.2f}",
+                f"{whole.agreement:.3f}",
+                f"{size_of(output) / 1e6:.1f}",
+                f"{seconds:.0f}",
             )
             console.print(f"{name}: KL {whole.kl:.4f}, {seconds:.0f} s")
             shutil.rmtree(output)

@@ -14,6 +14,22 @@ from vlmconvert.commands import at_least, check_new_file, device_options, parse_
 __all__ = ["check"]
 
 
+class _Samples(click.ParamType[Any]):
+    """A number of samples, or `auto`."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "auto":
+            return value
+        try:
+            count = int(value)
+        except ValueError:
+            raise BadInputError(f"--samples {value} is neither a number nor auto: use 200, for example") from None
+        at_least("samples", count, 1)
+        return count
+
+
 @click.command(
     help="""Compare an artifact with a baseline on the same samples; the exit code is 1 if a limit is broken.
 
@@ -37,7 +53,8 @@ __all__ = ["check"]
 )
 @click.option(
     "--samples",
-    default="200",
+    type=_Samples(),
+    default=200,
     show_default=True,
     help="Number of samples, if both answer now; auto takes as many as a drop of --max-drop needs to be larger than chance.",
 )
@@ -55,9 +72,7 @@ __all__ = ["check"]
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures to this JSON file.")
 @click.option("--junit", "junit_file", type=click.Path(path_type=Path), help="Write JUnit XML to this file.")
 @device_options
-def check(
-    folder: Path, baseline: Path, samples: str, json_file: Path | None, junit_file: Path | None, **values: Any
-) -> None:
+def check(folder: Path, baseline: Path, json_file: Path | None, junit_file: Path | None, **values: Any) -> None:
     """See the help."""
     import vlmconvert
     from manifests.files import write_atomically
@@ -65,12 +80,11 @@ def check(
     from vlmconvert.judging.check import check_table
     from vlmconvert.judging.junit import junit_xml
 
-    count = _count(samples)
     for option, path in (("json", json_file), ("junit", junit_file)):
         check_new_file(option, path)
     reporter = Reporter()
     ov_config = parse_ov_config(values.pop("ov_config"))
-    report = vlmconvert.check(folder, baseline, samples=count, ov_config=ov_config, reporter=reporter, **values)
+    report = vlmconvert.check(folder, baseline, ov_config=ov_config, reporter=reporter, **values)
     if json_file is not None:
         write_atomically(json_file, report.model_dump_json(indent=2) + "\n")
     if junit_file is not None:
@@ -84,14 +98,3 @@ def check(
         reporter.say(f"worst block: {report.worst_block}")
     if not report.passed:
         sys.exit(1)
-
-
-def _count(samples: str) -> int | None:
-    if samples == "auto":
-        return None
-    try:
-        count = int(samples)
-    except ValueError:
-        raise BadInputError(f"--samples {samples} is neither a number nor auto: use 200, for example") from None
-    at_least("samples", count, 1)
-    return count

@@ -29,7 +29,7 @@ from vlmconvert.conversion.machine import max_memory, measure_machine
 from vlmconvert.conversion.open import find_checkpoint, open_model
 from vlmconvert.conversion.plan import Plan, make_plan
 from vlmconvert.conversion.publish import Planned, check_output, publish, staging
-from vlmconvert.conversion.sample import calibration_samples, sketch_sample
+from vlmconvert.conversion.sample import calibration_samples, scarce_layers, sketch_sample
 from vlmconvert.conversion.source import Source, hash_source, source_sizes
 from vlmconvert.conversion.summary import folder_size, forecast_text, plan_notes, plan_table, result_table
 from vlmconvert.conversion.trial import try_processor
@@ -176,7 +176,7 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
             reporter.say(line)
         max_kl = plan.max_kl if request.max_kl is None else request.max_kl
         if validated:
-            reporter.say(f"passes with a KL divergence of at most {max_kl:g} nats from the checkpoint")
+            reporter.say(f"passes with a KL divergence of at most {max_kl:.3g} nats from the checkpoint")
         if validated != request.validate:
             reporter.say(f"not validated: vlmconvert cannot run {target.title}")
         environment = library_versions(*target.distributions_with(plan.options))
@@ -198,6 +198,8 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
         sketch = None
         if target.traced and (validated or plan.calibrates):
             sketch = sketch_sample(model, samples, plan.calibration.sequence_length, helper, store, reporter)
+            for line in scarce_layers(plan, sketch, model.templates.shapes):
+                reporter.say(line)
         cluster = cleanup.enter_context(_cluster(request, target, checkpoint, store)) if request.cluster else None
         linked = on_one_disk(store.root, output.parent)
         expect = partial(forecast, plan, model, sketch, measure_machine(), limits if validated else None, linked)

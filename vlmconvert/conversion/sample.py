@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from passes.export.template import Templates
 from passes.processor_files import processor_files
 from passes.sketch import BlockSketch, Sketch, sketch
 from passes.store import Store, digest
-from passes.vocabulary import Component
+from passes.vocabulary import Component, TensorShapes
 from vlmconvert.console import Reporter
 from vlmconvert.conversion.helper import Helper
 from vlmconvert.conversion.open import source_digest
@@ -27,9 +27,9 @@ from vlmconvert.conversion.progress import files_made
 from vlmconvert.families import complete_config
 from vlmconvert.families.opened import OpenedModel
 
-__all__ = ["calibration_samples", "sketch_sample"]
+__all__ = ["calibration_samples", "scarce_layers", "sketch_sample"]
 
-_VERSION = 1
+_VERSION = 2
 _FILE = "sketch.json"
 # Samples that are looked at.
 _FEW = 3
@@ -37,6 +37,8 @@ _FEW = 3
 
 def calibration_samples(plan: Plan, model: OpenedModel) -> SampleSet:
     """The calibration samples of a plan, or a few scenes if no pass needs any; images are read when they are used.
+
+    Scenes have all sizes that matter already; other images are made to have them.
 
     Raises:
         BadInputError: if the source does not exist, or has too few samples.
@@ -76,7 +78,34 @@ def sketch_sample(
 
             store.get_or_make(key, make, "sizes of a sample's activations")
     made = read_json(store.path(key) / _FILE, f"delete {store.path(key)}")
-    return Sketch(made["inputs"], tuple(BlockSketch(**block) for block in made["blocks"]))
+    return Sketch(made["inputs"], made["tokens"], tuple(BlockSketch(**block) for block in made["blocks"]))
+
+
+def scarce_layers(plan: Plan, sketch: Sketch, shapes: Mapping[str, TensorShapes]) -> Iterator[str]:
+    """Yield sentences on the layers that too few tokens reach for what a pass would do with them.
+
+    Args:
+        plan: the plan.
+        sketch: what one sample takes.
+        shapes: kind -> parameter -> shape.
+    """
+    tokens = sketch.tokens * plan.calibration.samples
+    for part in plan.components:
+        for step in part.steps:
+            found: dict[str, str] = {}
+            for block in part.component.blocks:
+                if not step.needs_activations(block.role):
+                    continue
+                for parameter, shape in shapes[block.kind].items():
+                    what = step.scarce(tokens, shape[1]) if len(shape) == 2 else None
+                    if what is not None:
+                        layer = ".".join(parameter.split(".")[-2:-1])
+                        found[layer] = f"the {shape[1]} channels of {layer}, which is {what}"
+            if found:
+                yield (
+                    f"{part.component.name}: about {tokens} tokens are few for {'; '.join(found.values())}: more samples, or "
+                    "longer ones, are better"
+                )
 
 
 def _sketch(
@@ -106,7 +135,10 @@ def _mean(sketches: Sequence[Sketch]) -> Sketch:
         BlockSketch(*name, *(sum(values) // len(values) for values in zip(*map(_figures, found), strict=True)))
         for name, found in blocks.items()
     )
-    return Sketch(sum(made.inputs for made in sketches) // len(sketches), tuple(means))
+    inputs, tokens = (
+        sum(values) // len(sketches) for values in zip(*((made.inputs, made.tokens) for made in sketches), strict=True)
+    )
+    return Sketch(inputs, tokens, tuple(means))
 
 
 def _figures(block: BlockSketch) -> tuple[int, int, int]:

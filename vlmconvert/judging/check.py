@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.table import Table
@@ -56,7 +57,7 @@ class CheckRequest:
         folder: the artifact.
         baseline: folder of another artifact, or the path of its manifest.json.
         data: source of the samples; None takes the data that both were evaluated on or, without such data, scenes.
-        samples: number of samples, if they are not taken from evaluations; None takes as many as `max_drop` needs.
+        samples: number of samples, if they are not taken from evaluations; `auto` takes as many as `max_drop` needs.
         max_drop: maximum loss of each score, in percentage points.
         max_kl: maximum mean KL divergence from the baseline along the baseline's answers, in nats; None takes that of the
             artifact's precisions if the baseline has graphs.
@@ -71,7 +72,7 @@ class CheckRequest:
     folder: Path
     baseline: Path
     data: str | None = None
-    samples: int | None = 200
+    samples: int | Literal["auto"] = 200
     max_drop: float = 1.0
     max_kl: float | None = None
     max_block_error: float | None = None
@@ -117,7 +118,7 @@ def check(request: CheckRequest, reporter: Reporter) -> CheckReport:
     if artifact.graphs is None:
         raise BadInputError(f"{request.folder} lacks files that its manifest names: convert the checkpoint again")
     _check_request(request, artifact, baseline)
-    if request.samples is None:
+    if request.samples == "auto":
         request = replace(request, samples=_enough_samples(request.max_drop))
     data, quality = _quality(request, artifact, baseline, reporter)
     if baseline.graphs is not None:
@@ -200,7 +201,7 @@ def _quality(request: CheckRequest, artifact: _Party, baseline: _Party, reporter
         return source, [_paired_check(name, before[name], after[name], request.max_drop) for name in before]
     source = request.data or "scenes"
     if baseline.graphs is not None:
-        assert request.samples is not None
+        assert request.samples != "auto"
         was, now = (_exact_matches(request, party, source, request.samples, reporter) for party in (baseline, artifact))
         found = _paired_check("exact_match", was, now, request.max_drop)
         if source == "scenes" and np.mean(was) < LEAST_ACCURACY:
@@ -366,7 +367,7 @@ def _divergence(
         reporter: shows progress.
         texts: whether held-out questions about photos and without images are asked instead of those about scenes.
     """
-    assert request.samples is not None
+    assert request.samples != "auto"
     source = "mixed" if texts and request.data is None else request.data or "scenes"
     _samples, questions = load_questions(source, request.samples, seed=0)
     batches = list(in_batches(questions, _BATCH))

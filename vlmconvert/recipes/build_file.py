@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.sources import BUILT_IN
 from manifests.errors import BadInputError
 from vlmconvert.options import Option
 from vlmconvert.precisions import Side, precision_names, precision_options
@@ -19,6 +20,8 @@ __all__ = ["Variant", "read_build_file"]
 # Arguments of `vlmconvert.convert` that `vlmconvert build` takes as options, and those that a build file cannot set.
 _OF_BUILD = {"output", "token", "workers", "max_memory", "cluster", "store", "force", "dry_run"}
 _NOT_HERE = {"save_recipe", "reporter", "options"}
+# Types of arguments whose default depends on the model; the others without a default are texts.
+_WITHOUT_DEFAULT: dict[str, type] = {"max_kl": float}
 _SIDES: dict[str, Side] = {"llm": "language", "vision": "vision"}
 # Arguments that a recipe sets, in addition to the options of precisions and targets.
 _IN_RECIPES = {"target", *_SIDES, "samples", "vision_samples", "sequence_length", "seed", "calibration"}
@@ -57,7 +60,7 @@ def read_build_file(path: Path, arguments: Mapping[str, Any]) -> list[Variant]:
     options = {option.name: option for name in TARGETS.names for option in load_target(name).options}
     options |= {option.name: option for option in precision_options()}
     keys = options | {
-        name: Option(name, str if default is None else type(default), "")
+        name: Option(name, _WITHOUT_DEFAULT.get(name, str) if default is None else type(default), "")
         for name, default in arguments.items()
         if name not in _OF_BUILD | _NOT_HERE
     }
@@ -129,6 +132,6 @@ def _from_folder(folder: Path, arguments: dict[str, Any]) -> dict[str, Any]:
     """Resolve relative paths from the folder of the build file; a checkpoint that is not a path is a hub id."""
     paths = {key: folder / arguments[key] for key in ("checkpoint", "recipe", "calibration") if key in arguments}
     found = {key: str(path) for key, path in paths.items() if key == "recipe" or path.exists()}
-    if arguments.get("calibration") == "scenes":
+    if arguments.get("calibration") in BUILT_IN:
         found.pop("calibration", None)
     return arguments | found

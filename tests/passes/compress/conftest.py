@@ -79,7 +79,18 @@ def artifact(checkpoint, store, tmp_path_factory):
     def convert(*options: str) -> Path:
         output = root / "_".join(option.strip("-") for option in options)
         result = vlmconvert(
-            "mllama", checkpoint, "--vision", "fp32", *options, "--no-validate", "--store", store, "-o", output
+            "mllama",
+            checkpoint,
+            "--vision",
+            "fp32",
+            "--calibration",
+            "scenes",
+            *options,
+            "--no-validate",
+            "--store",
+            store,
+            "-o",
+            output,
         )
         assert result.exit_code == 0, result.output
         return output

@@ -76,3 +76,12 @@ def test_whatever_the_threads_the_bytes_are_equal(tmp_path):
         )
         found.append({path.name: path.read_bytes() for path in output.iterdir() if path.suffix in {".bin", ".xml"}})
     assert found[0] == found[1] == found[2]
+
+
+def test_layers_that_few_tokens_reach_are_named(store, tmp_path):
+    options = ("llava", "--llm", "int4-gptq", "--dry-run", "--store", store, "-o", tmp_path / "out")
+    few = " ".join(vlmconvert(*options, "--samples", "1", "--calibration", "scenes").output.split())
+    assert "language_model: about " in few
+    assert "are few for the 128 channels of" in few
+    assert "of down_proj, which is rounded to the nearest codes, without GPTQ" in few
+    assert "are few for" not in vlmconvert(*options).output

@@ -98,6 +98,7 @@ def tower(request, store, tmp_path_factory):
     else:
         write_mllama(checkpoint, **MLLAMA[request.param])
     options = ("--llm", "fp16", "--vision", "int8-ptq", "--vision-samples", SAMPLES, "--no-validate", "--workers", 1)
+    options = (*options, "--calibration", "scenes")
     result = vlmconvert("convert", checkpoint, *options, "-o", folder / "ours", "--store", store)
     assert result.exit_code == 0, result.output
     opened = opened_model(checkpoint, store)

@@ -119,6 +119,15 @@ def test_without_correlations_there_is_nothing_to_make_up_for(weight, hessian):
     assert (round_with_hessian(weight, diagonal, lattice, 0.01) == nearest_codes(weight, lattice)).all()
 
 
+def test_a_hessian_is_shrunk_towards_its_diagonal(weight, hessian):
+    lattice = choose_lattice(weight, np.diag(hessian), GROUP, False)
+    diagonal = np.diag(np.diag(hessian))
+    found = round_with_hessian(weight, hessian, lattice, 0.01, 0.3)
+    assert (found == round_with_hessian(weight, 0.7 * hessian + 0.3 * diagonal, lattice, 0.01)).mean() > 0.995
+    assert (found != round_with_hessian(weight, hessian, lattice, 0.01)).any()
+    assert (round_with_hessian(weight, hessian, lattice, 0.01, 1.0) == nearest_codes(weight, lattice)).all()
+
+
 def test_too_few_tokens_are_no_obstacle(weight, inputs):
     few = inputs[:5]
     hessian = few.T @ few / len(few)

@@ -105,7 +105,7 @@ def test_every_sidecar_is_there_and_processes_as_before(tmp_path, checkpoint, st
     assert json.loads(written["preprocessor_config.json"])["image_processor_type"].startswith(
         ("Mllama", "CLIP", "Llava")
     )
-    image = load_samples("scenes", 1).samples[0].image
+    image = load_samples("scenes", 1).samples[0].images[0]
     before, after = (
         prompt_inputs(load_processor(folder), [image], ["What is it?"]) for folder in (source, tmp_path / "out")
     )
