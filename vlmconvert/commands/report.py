@@ -22,6 +22,7 @@ __all__ = ["report"]
     Examples:
       vlmconvert report mllama-openvino-int4-awq-int8-ptq
       vlmconvert report out-fp16 out-int8 out-int4-awq -o report.html
+      vlmconvert report out-int4-awq out-int4-gptq --compare
     """
 )
 @click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path))
@@ -39,12 +40,14 @@ __all__ = ["report"]
     show_default=True,
     help="Maximum number of samples on which artifact and checkpoint disagree.",
 )
-def report(folders: tuple[Path, ...], output: Path, samples: int) -> None:
+@click.option("--compare", is_flag=True, help="Also print the table of the artifacts: size, KL, perplexity and time.")
+def report(folders: tuple[Path, ...], output: Path, samples: int, compare: bool) -> None:
     """See the help."""
     from manifests.errors import BadInputError
     from manifests.files import write_atomically
     from vlmconvert.console import Reporter, format_size
     from vlmconvert.report.page import render_report
+    from vlmconvert.report.variants import comparison_table, read_variants
 
     at_least("samples", samples, 0)
     if output.is_dir():
@@ -52,4 +55,7 @@ def report(folders: tuple[Path, ...], output: Path, samples: int) -> None:
     page = render_report(folders, samples)
     output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, page)
-    Reporter().say(f"{output}  ({format_size(output.stat().st_size)})")
+    reporter = Reporter()
+    if compare:
+        reporter.table(comparison_table(read_variants(folders)))
+    reporter.say(f"{output}  ({format_size(output.stat().st_size)})")

@@ -7,14 +7,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.table import Table
+
 from manifests.bench import BENCH_NAME, Bench, read_bench
 from manifests.errors import BadInputError
 from manifests.evaluation import EVALUATION_FOLDER, Evaluation, read_evaluation
 from manifests.io import manifest_digest, read_manifest
 from manifests.model import Manifest, Source
-from vlmconvert.report.figures import FIDELITY
+from vlmconvert.console import format_size
+from vlmconvert.report.figures import FIDELITY, format_figure
 
-__all__ = ["Accuracy", "Variant", "Yardstick", "checkpoint_size", "common_yardstick", "read_variants"]
+__all__ = [
+    "Accuracy",
+    "Variant",
+    "Yardstick",
+    "checkpoint_size",
+    "common_yardstick",
+    "comparison_table",
+    "read_variants",
+]
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,20 @@ class Variant:
             None,
         )
 
+    @property
+    def perplexity(self) -> float | None:
+        """Perplexity in the evaluation or, without one, along the held-out texts of the conversion."""
+        evaluated = (
+            [item.value for item in self.evaluation.figures if item.metric == "perplexity"] if self.evaluation else []
+        )
+        validated = [item.value for item in self.manifest.validation if item.metric == "text_perplexity"]
+        return next(iter((*evaluated, *validated)), None)
+
+    @property
+    def per_token_ms(self) -> float | None:
+        """Median time for a token in milliseconds, in the first row of the benchmark."""
+        return self.bench.rows[0].per_token_ms.median if self.bench is not None and self.bench.rows else None
+
 
 def checkpoint_size(source: Source) -> int:
     """Bytes of a checkpoint's weight files."""
@@ -146,3 +171,29 @@ def common_yardstick(variants: Sequence[Variant]) -> Yardstick | None:
     """The yardstick on which most variants were measured; among equals, the one that a variant lists first."""
     counts = Counter(item.yardstick for variant in variants for item in variant.accuracies)
     return max(counts, key=lambda yardstick: counts[yardstick], default=None)
+
+
+def comparison_table(variants: Sequence[Variant]) -> Table:
+    """Table of artifacts with what was measured of each, on the samples that most of them have in common."""
+    yardstick = common_yardstick(variants)
+    table = Table(title="Artifacts", title_justify="left")
+    for column in ("artifact", "precisions"):
+        table.add_column(column, overflow="fold")
+    for column in ("size", "KL", "perplexity", yardstick.metric if yardstick else "accuracy", "ms per token"):
+        table.add_column(column, justify="right")
+    for variant in variants:
+        kl, accuracy = variant.kl(yardstick), variant.accuracy(yardstick)
+        table.add_row(
+            variant.label,
+            variant.precision,
+            format_size(variant.size),
+            _number(kl, 2),
+            _number(variant.perplexity, 4),
+            format_figure(accuracy.value, accuracy.yardstick.metric) if accuracy else "-",
+            _number(variant.per_token_ms, 3),
+        )
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"

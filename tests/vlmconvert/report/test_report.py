@@ -202,6 +202,21 @@ def test_command_writes_the_page(artifacts, tmp_path):
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
 
 
+def test_artifacts_are_compared_in_the_terminal(artifacts, tmp_path):
+    result = vlmconvert("report", *artifacts, "--compare", "-o", tmp_path / "report.html")
+    assert result.exit_code == 0, result.output
+    table = result.output
+    for column in ("size", "KL", "perplexity", "ms per token"):
+        assert column in table
+    for folder in artifacts:
+        assert folder.name in table
+    variants = read_variants(artifacts)
+    known = [f"{item.perplexity:.4g}" for item in variants if item.perplexity is not None]
+    known += [f"{item.per_token_ms:.3g}" for item in variants if item.per_token_ms is not None]
+    assert known
+    assert all(figure in table for figure in known)
+
+
 def test_bad_input_is_one_sentence(artifacts, write_artifact, tmp_path):
     damaged = write_artifact("damaged", "int4", "int8", (1_000_000, 1_000_000), 2)
     (damaged / BENCH_NAME).write_text("{}")
