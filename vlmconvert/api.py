@@ -47,7 +47,7 @@ def convert(
     llm: str | None = None,
     vision: str | None = None,
     recipe: StrPath | Recipe | None = None,
-    calibration: str = "mixed",
+    calibration: str = "scenes",
     samples: int = 64,
     vision_samples: int = 100,
     sequence_length: int = 0,
