@@ -409,7 +409,7 @@ def check(
         samples: number of samples, if they are not taken from evaluations; `auto` takes as many as `max_drop` needs.
         max_drop: maximum loss of a score, in percentage points.
         max_kl: maximum mean KL divergence from the baseline, in nats; None takes that of the artifact's precisions, if the
-            baseline has graphs.
+            baseline has graphs, or almost none if both were made of the same in the same way.
         max_block_error: maximum relative error of a block compared with the baseline's block; None checks no blocks.
         max_size_ratio: maximum size as a multiple of the baseline's size; None only reports the size.
         max_latency_ratio: maximum time for each token as a multiple of the baseline's time; None measures no latency.

@@ -45,6 +45,8 @@ _BATCH = 25
 _STEPS = 16  # maximum number of tokens of an answer, as in validation
 _LATENCY_TOKENS = 32
 _BLOCK_SAMPLES = 4
+# KL divergence in nats of two artifacts that were made of the same in the same way; processors round near-ties differently.
+_SAME_KL = 1e-5
 # Scores of a prediction that compare it with the checkpoint and do not say how good the answer is.
 _NO_QUALITY = {"kl", "token_agreement"}
 
@@ -60,7 +62,7 @@ class CheckRequest:
         samples: number of samples, if they are not taken from evaluations; `auto` takes as many as `max_drop` needs.
         max_drop: maximum loss of each score, in percentage points.
         max_kl: maximum mean KL divergence from the baseline along the baseline's answers, in nats; None takes that of the
-            artifact's precisions if the baseline has graphs.
+            artifact's precisions if the baseline has graphs, or almost none if both were made of the same in the same way.
         max_block_error: maximum relative error of a block's output compared with the baseline's block.
         max_size_ratio: maximum size of the component files as a multiple of the baseline's size.
         max_latency_ratio: maximum time for each token as a multiple of the baseline's time.
@@ -122,7 +124,11 @@ def check(request: CheckRequest, reporter: Reporter) -> CheckReport:
         request = replace(request, samples=_enough_samples(request.max_drop))
     data, quality = _quality(request, artifact, baseline, reporter)
     if baseline.graphs is not None:
-        limit = _usual_kl(artifact.graphs, artifact.manifest) if request.max_kl is None else request.max_kl
+        limit = (
+            _usual_kl(artifact.graphs, artifact.manifest, baseline.manifest)
+            if request.max_kl is None
+            else request.max_kl
+        )
         texts = any(item.limit is None for item in quality)
         quality.append(_divergence(request, limit, artifact.graphs, baseline.graphs, reporter, texts))
     both = artifact.has_blocks and baseline.has_blocks
@@ -344,14 +350,22 @@ def _enough_samples(drop: float) -> int:
     return ceil(100 * fewest_lost() / drop)
 
 
-def _usual_kl(folder: Path, manifest: Manifest) -> float:
-    """The default of `--max-kl` for an artifact."""
+def _usual_kl(folder: Path, manifest: Manifest, baseline: Manifest) -> float:
+    """The default of `--max-kl` for an artifact: that of its precisions, or almost none if it is the baseline made again."""
+    if _made_of(manifest) == _made_of(baseline):
+        return _SAME_KL
     side = {part.name: part.side for part in load_family(manifest.family).components(read_config(folder))}
     sides: dict[str, list[str]] = {"language": [], "vision": []}
     for component in manifest.components:
         # What is no component of the family holds the whole model.
         sides[side.get(component.name, "language")].append(component.precision)
     return max_kl(sides["language"], sides["vision"])
+
+
+def _made_of(manifest: Manifest) -> tuple[object, ...]:
+    """All that determines what an artifact computes."""
+    passes = [(component.name, component.passes, component.layers) for component in manifest.components]
+    return manifest.source, manifest.target, passes, manifest.settings, manifest.calibration, manifest.environment
 
 
 def _divergence(

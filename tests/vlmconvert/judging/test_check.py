@@ -10,7 +10,7 @@ from manifests.check_report import CheckReport
 from manifests.evaluation import BlockError, DataRecord, Evaluation, Prediction, write_evaluation
 from manifests.io import manifest_digest, read_manifest
 from tests import garbage
-from tests.conftest import vlmconvert
+from tests.conftest import exhaustive_but, vlmconvert
 from vlmconvert.judging.junit import junit_xml
 
 FLOAT = ("--llm", "fp32", "--vision", "fp32")
@@ -109,6 +109,21 @@ def test_a_corrupted_artifact_fails(build, corrupted, tmp_path):
     messages = cases(tmp_path / "c.xml")
     assert "the limit is 1" in messages["exact_match"]
     assert messages["size"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spoil", exhaustive_but([garbage.spoil_scale], garbage.GARBAGE))
+def test_every_bad_build_of_the_same_recipe_fails_by_default(build, tmp_path, spoil):
+    good = build("--llm", "int4", "--vision", "int8-ptq", "--vision-samples", "8")
+    bad = garbage.copy(good, tmp_path / "bad")
+    spoil(bad)
+    garbage.rehash(bad)
+    for folder, code in ((bad, 1), (good, 0)):
+        result = vlmconvert("check", folder, "--baseline", good, "--json", tmp_path / "c.json")
+        assert result.exit_code == code, result.output
+        (kl,) = (item for item in report(tmp_path / "c.json").checks if item.name == "kl")
+        assert kl.limit == 1e-5
+        assert kl.passed == (folder == good)
 
 
 @pytest.mark.exhaustive
