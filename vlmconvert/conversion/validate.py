@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,14 +108,15 @@ def validate(
     return figures + ValidateTextsPass(limits.max_kl)(texts)
 
 
-def _in_time(compared: Iterator[Comparison], longest: float) -> list[Comparison]:
+def _in_time(compared: Generator[Comparison], longest: float) -> list[Comparison]:
     """As many comparisons as are made in so many seconds, at least one."""
     start, made = time.monotonic(), []
-    for comparison in compared:
-        made.append(comparison)
-        # Another batch takes as long as those so far did on average.
-        if (time.monotonic() - start) * (1 + 1 / len(made)) > longest:
-            break
+    with closing(compared):  # a comparison that is left may hold two whole models
+        for comparison in compared:
+            made.append(comparison)
+            # Another batch takes as long as those so far did on average.
+            if (time.monotonic() - start) * (1 + 1 / len(made)) > longest:
+                break
     return made
 
 
@@ -126,7 +128,7 @@ def _sides(model: OpenedModel) -> tuple[str, str]:
 
 def _compare_whole(
     model: OpenedModel, plan: Plan, manifest: Manifest, folder: Path, samples: list[Sample], reporter: Reporter
-) -> Iterator[Comparison]:
+) -> Generator[Comparison]:
     """Load checkpoint and artifact as their users do, and compare them batch by batch."""
     from passes.validate.comparison import compare
     from passes.validate.model import Batch
@@ -157,7 +159,7 @@ def _compare_whole(
 
 def _compare_in_blocks(
     model: OpenedModel, blocks: BlockModels, folder: Path, samples: list[Sample], reporter: Reporter
-) -> Iterator[Comparison]:
+) -> Generator[Comparison]:
     """Compare checkpoint and artifact, of which one block at a time is in memory.
 
     Samples that are computed at the same time have as many images; those that have are beside each other.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -26,17 +25,15 @@ from manifests.evaluation import (
 from manifests.io import manifest_digest, read_manifest, read_manifest_file
 from manifests.leftovers import scratch_folder
 from manifests.model import Manifest
-from passes.checkpoint import read_config
 from passes.validate.accuracy import LEAST_ACCURACY
 from passes.validate.comparison import kl_divergence
 from passes.validate.greedy import forced_logits, greedy
-from passes.validate.paired import compare_paired, fewest_lost
+from passes.validate.paired import compare_paired
 from vlmconvert.console import Reporter, format_size
-from vlmconvert.families import load_family
+from vlmconvert.judging.limits import enough_samples, usual_kl
 from vlmconvert.measuring.bench import BenchRequest, bench
 from vlmconvert.measuring.blocks import artifact_blocks, block_errors
 from vlmconvert.measuring.evaluate import EvaluationRequest, evaluate, in_batches, load_questions
-from vlmconvert.precisions import max_kl
 from vlmconvert.running.open import open_runner
 
 __all__ = ["CheckRequest", "check", "check_table"]
@@ -45,8 +42,6 @@ _BATCH = 25
 _STEPS = 16  # maximum number of tokens of an answer, as in validation
 _LATENCY_TOKENS = 32
 _BLOCK_SAMPLES = 4
-# KL divergence in nats of two artifacts that were made of the same in the same way; processors round near-ties differently.
-_SAME_KL = 1e-5
 # Scores of a prediction that compare it with the checkpoint and do not say how good the answer is.
 _NO_QUALITY = {"kl", "token_agreement"}
 
@@ -121,11 +116,11 @@ def check(request: CheckRequest, reporter: Reporter) -> CheckReport:
         raise BadInputError(f"{request.folder} lacks files that its manifest names: convert the checkpoint again")
     _check_request(request, artifact, baseline)
     if request.samples == "auto":
-        request = replace(request, samples=_enough_samples(request.max_drop))
+        request = replace(request, samples=enough_samples(request.max_drop))
     data, quality = _quality(request, artifact, baseline, reporter)
     if baseline.graphs is not None:
         limit = (
-            _usual_kl(artifact.graphs, artifact.manifest, baseline.manifest)
+            usual_kl(artifact.graphs, artifact.manifest, baseline.manifest)
             if request.max_kl is None
             else request.max_kl
         )
@@ -339,33 +334,6 @@ def _unpaired(request: CheckRequest, artifact: _Party, baseline: _Party, reporte
         note=f"unpaired: the manifest has one figure over {figure.samples} samples, so chance is not tested",
     )
     return f"{figure.samples} samples of scenes, answered now, compared with the figure in the manifest", [found]
-
-
-def _enough_samples(drop: float) -> int:
-    """Number of samples with which a drop, in percentage points, is larger than chance."""
-    if drop <= 0:
-        raise BadInputError(
-            f"--samples auto needs a drop that samples can show, and --max-drop is {drop:g}: use 0.1 or more"
-        )
-    return ceil(100 * fewest_lost() / drop)
-
-
-def _usual_kl(folder: Path, manifest: Manifest, baseline: Manifest) -> float:
-    """The default of `--max-kl` for an artifact: that of its precisions, or almost none if it is the baseline made again."""
-    if _made_of(manifest) == _made_of(baseline):
-        return _SAME_KL
-    side = {part.name: part.side for part in load_family(manifest.family).components(read_config(folder))}
-    sides: dict[str, list[str]] = {"language": [], "vision": []}
-    for component in manifest.components:
-        # What is no component of the family holds the whole model.
-        sides[side.get(component.name, "language")].append(component.precision)
-    return max_kl(sides["language"], sides["vision"])
-
-
-def _made_of(manifest: Manifest) -> tuple[object, ...]:
-    """All that determines what an artifact computes."""
-    passes = [(component.name, component.passes, component.layers) for component in manifest.components]
-    return manifest.source, manifest.target, passes, manifest.settings, manifest.calibration, manifest.environment
 
 
 def _divergence(
