@@ -296,9 +296,27 @@ class TransformPass(Pass, ABC):
         """
         return None
 
+    def override_bits(self, precision: str, shape: tuple[int, ...]) -> float:
+        """Bits per value of a weight that gets one of the pass's `overrides`, scales included."""
+        raise NotImplementedError(f"{self.name} has no layers of another precision")
 
-def final_bits(steps: Sequence[TransformPass], role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
-    """What the last pass that changes a weight makes of it; None if no pass does. See `TransformPass.weight_bits`."""
+
+def final_bits(
+    steps: Sequence[TransformPass], role: str, layer: str, shape: tuple[int, ...], override: str | None = None
+) -> WeightBits | None:
+    """What the last pass that changes a weight makes of it; None if no pass does.
+
+    Args:
+        steps: the passes of a component.
+        role: see `TransformPass.weight_bits`.
+        layer: see `TransformPass.weight_bits`.
+        shape: see `TransformPass.weight_bits`.
+        override: precision of this layer, if it differs from that of its component.
+    """
+    if override is not None:
+        return WeightBits(
+            next(step for step in reversed(steps) if override in step.overrides).override_bits(override, shape)
+        )
     made = [found for step in steps if (found := step.weight_bits(role, layer, shape)) is not None]
     return made[-1] if made else None
 

@@ -16,7 +16,17 @@ import numpy as np
 
 from manifests.errors import ConversionError
 
-__all__ = ["Lattice", "channel_factors", "choose_lattice", "nearest_codes", "output_error", "round_with_hessian"]
+__all__ = [
+    "Compensation",
+    "Lattice",
+    "channel_factors",
+    "choose_lattice",
+    "compensated_codes",
+    "compensation",
+    "nearest_codes",
+    "output_error",
+    "whole_range_lattice",
+]
 
 # Arrays of float32, unless said otherwise.
 Floats = np.ndarray
@@ -89,6 +99,12 @@ def _choose(weight: Floats, importance: Floats, group: int, symmetric: bool) -> 
     return scales, points
 
 
+def whole_range_lattice(weight: Floats, group: int, symmetric: bool) -> Lattice:
+    """Scales and zero points with which the nearest values cover the range of each group of a weight [rows, columns]."""
+    values = weight.reshape(len(weight), -1, group)
+    return Lattice(*_range_lattice(np.minimum(values.min(2), 0), np.maximum(values.max(2), 0), symmetric), group)
+
+
 def _range_lattice(low: Floats, high: Floats, symmetric: bool) -> tuple[Floats, Floats]:
     if symmetric:
         scales = _stored(np.maximum(-low, high) / (_LEVELS / 2))
@@ -142,15 +158,24 @@ def nearest_codes(weight: Floats, lattice: Lattice) -> Floats:
     return np.concatenate(parts).reshape(weight.shape)
 
 
-def round_with_hessian(weight: Floats, hessian: Floats, lattice: Lattice, damp: float, shrink: float = 0.0) -> Floats:
-    """Codes [rows, columns] by GPTQ (Frantar et al., 2022): the error of each column is made up for by later columns.
+@dataclass(frozen=True)
+class Compensation:
+    """How the error of each column is made up for by later columns; it depends on the inputs alone.
 
-    The columns with the largest inputs come first. Since scales and zero points are given, they need no order of their own.
+    Attributes:
+        order: [columns], the order in which columns are rounded: those with the largest inputs come first.
+        factor: [columns, columns] in that order, the upper triangular U with U^T U = H^-1.
+    """
+
+    order: np.ndarray
+    factor: Floats
+
+
+def compensation(hessian: Floats, damp: float, shrink: float = 0.0) -> Compensation:
+    """Prepare GPTQ for all weights that share their inputs.
 
     Args:
-        weight: [rows, columns], finite.
         hessian: [columns, columns].
-        lattice: the values that the weight may have.
         damp: share of the mean diagonal that is added to the diagonal of the Hessian.
         shrink: share by which its values beside the diagonal are reduced, towards inputs without correlations (Ledoit and
             Wolf, 2004).
@@ -159,20 +184,32 @@ def round_with_hessian(weight: Floats, hessian: Floats, lattice: Lattice, damp: 
         ConversionError: if the Hessian is not finite.
     """
     order = np.argsort(-np.diag(hessian), kind="stable")
-    factor = _inverse_factor(hessian[np.ix_(order, order)], damp, shrink)
-    groups = order // lattice.group
+    return Compensation(order, _inverse_factor(hessian[np.ix_(order, order)], damp, shrink))
+
+
+def compensated_codes(weight: Floats, lattice: Lattice, inputs: Compensation) -> Floats:
+    """Codes [rows, columns] by GPTQ (Frantar et al., 2022): the error of each column is made up for by later columns.
+
+    Since scales and zero points are given, the columns need no order of their own.
+
+    Args:
+        weight: [rows, columns], finite.
+        lattice: the values that the weight may have.
+        inputs: what is known of the inputs.
+    """
+    groups = inputs.order // lattice.group
     codes = np.empty_like(weight)
     for first in range(0, len(weight), _ROWS):
         rows = slice(first, first + _ROWS)
-        rest = np.ascontiguousarray(weight[rows][:, order].T)
+        rest = np.ascontiguousarray(weight[rows][:, inputs.order].T)
         scales = np.ascontiguousarray(lattice.scales[rows].T)
         points = np.ascontiguousarray(lattice.points[rows].T)
-        codes[rows, order] = _round(rest, factor, scales, points, groups).T
+        codes[rows, inputs.order] = _round(rest, inputs.factor, scales, points, groups).T
     return codes
 
 
 def _round(rest: Floats, factor: Floats, scales: Floats, points: Floats, groups: np.ndarray) -> Floats:
-    """Round a transposed weight [columns, rows], which is changed; see `round_with_hessian`."""
+    """Round a transposed weight [columns, rows], which is changed; see `compensated_codes`."""
     columns = len(rest)
     codes = np.empty_like(rest)
     for first in range(0, columns, _COLUMNS):
@@ -210,7 +247,9 @@ def _inverse_factor(hessian: Floats, damp: float, shrink: float) -> Floats:
     raise ConversionError("the Hessian of a layer cannot be inverted: use int4-awq")
 
 
-def channel_factors(weights: Sequence[Floats], hessian: Floats, magnitudes: Floats, group: int) -> Floats | None:
+def channel_factors(
+    weights: Sequence[Floats], hessian: Floats, magnitudes: Floats, group: int, symmetric: bool
+) -> Floats | None:
     """Factors [columns] by which the columns of weights are multiplied before they are rounded, and their inputs divided.
 
     As in AWQ (Lin et al., 2023), columns with large inputs get finer steps: the factors are a power of the inputs' magnitude,
@@ -221,6 +260,7 @@ def channel_factors(weights: Sequence[Floats], hessian: Floats, magnitudes: Floa
         hessian: [columns, columns].
         magnitudes: [columns], mean absolute values of the inputs.
         group: number of columns that share a scale.
+        symmetric: whether all zero points are 8.
 
     Returns:
         The factors; None if none are better than 1.
@@ -231,21 +271,19 @@ def channel_factors(weights: Sequence[Floats], hessian: Floats, magnitudes: Floa
     size = np.clip(size, 1e-6 * max(float(size.max()), 1e-6), None)
     step = max(1, total // _TRIED_ROWS)
     tried = np.concatenate([weight[::step] for weight in weights])
-    best, least = None, _tried_error(tried, hessian, np.ones_like(magnitude), group)
+    best, least = None, _tried_error(tried, hessian, np.ones_like(magnitude), group, symmetric)
     for exponent in _EXPONENTS:
         factors = magnitude**exponent / size ** (1 - exponent)
         factors = np.clip(factors / np.sqrt(factors.max() * factors.min()), 1e-3, 1e3).astype(np.float32)
-        error = _tried_error(tried, hessian, factors, group)
+        error = _tried_error(tried, hessian, factors, group, symmetric)
         if error < least:
             best, least = factors, error
     return best
 
 
-def _tried_error(weight: Floats, hessian: Floats, factors: Floats, group: int) -> float:
+def _tried_error(weight: Floats, hessian: Floats, factors: Floats, group: int, symmetric: bool) -> float:
     scaled = weight * factors
-    values = scaled.reshape(len(scaled), -1, group)
-    scales, points = _range_lattice(np.minimum(values.min(2), 0), np.maximum(values.max(2), 0), symmetric=False)
-    lattice = Lattice(scales, points, group)
+    lattice = whole_range_lattice(scaled, group, symmetric)
     return output_error(lattice.values(nearest_codes(scaled, lattice)) / factors - weight, hessian)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from manifests.errors import BadInputError
 from passes.base import Context, Effort, TransformPass, WeightBits
 from passes.block_pass import BlockPass, FloatBlocks
 from passes.compat.nncf import LEAST_GROUP_SIZE, adjusted_group_size, compress_int4
+from passes.compress.formats import FLOAT, INT8, stored_bits
 from passes.compress.nncf_output import quiet_nncf
 from passes.compress.observed import Observation, ObservedSource, ObservingPass, layer_inputs
 from passes.compress.pieces import compress_block
@@ -29,16 +30,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CompressInt4AwqPass", "CompressInt4Pass", "CompressInt8Pass"]
 
-# Bits per value of an 8-bit weight, its share of the row's scale and zero point included.
-_INT8_BITS = 8.1
-
 
 @dataclass(frozen=True)
 class CompressInt8Pass(BlockPass):
     """8-bit weights with one scale per output channel, and with zero points unless `symmetric`."""
 
     name = "compress-int8"
-    overrides = ("fp16",)
+    overrides = (FLOAT,)
 
     symmetric: bool = False
 
@@ -46,7 +44,11 @@ class CompressInt8Pass(BlockPass):
         compress_block(lambda part: _int8(part.model(), part, self.symmetric), source, output)
 
     def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
-        return WeightBits(_INT8_BITS) if len(shape) > 1 else WeightBits(16)
+        return WeightBits(stored_bits(INT8, shape) if len(shape) > 1 else 16)
+
+    def override_bits(self, precision: str, shape: tuple[int, ...]) -> float:
+        """See `TransformPass`."""
+        return stored_bits(precision, shape)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class CompressInt4Pass(BlockPass):
     """
 
     name = "compress-int4"
-    overrides = ("int8", "fp16")
+    overrides: ClassVar[tuple[str, ...]] = (INT8, FLOAT)
 
     group_size: int = 64
     symmetric: bool = False
@@ -90,20 +92,25 @@ class CompressInt4Pass(BlockPass):
             return context.layers
         ranked = [index for index, block in enumerate(blocks.component.blocks) if self.in_4_bit(block.role)]
         chosen = layers_in_8_bit(blocks.scores(ranked), self.ratio)
-        return dict.fromkeys(chosen, "int8") | dict(context.layers)
+        return dict.fromkeys(chosen, INT8) | dict(context.layers)
 
     def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
         if len(shape) < 2:
             return WeightBits(16)
+        in_8_bit = stored_bits(INT8, shape)
         if not self.in_4_bit(role):
-            return WeightBits(_INT8_BITS)
+            return WeightBits(in_8_bit)
         group = adjusted_group_size(shape[-1], self.group_size)
         not_divisible = f"{layer}: {shape[-1]} channels, not divisible by {self.group_size}"
         if group is None:
-            return WeightBits(_INT8_BITS, f"{not_divisible} or any group from {LEAST_GROUP_SIZE}: int8 per row")
+            return WeightBits(in_8_bit, f"{not_divisible} or any group from {LEAST_GROUP_SIZE}: int8 per row")
         bits = 4 + (16 + (0 if self.symmetric else 4)) / (shape[-1] if group == -1 else group)
-        bits = self.ratio * bits + (1 - self.ratio) * _INT8_BITS
+        bits = self.ratio * bits + (1 - self.ratio) * in_8_bit
         return WeightBits(bits, None if group == self.group_size else f"{not_divisible}: group {group}")
+
+    def override_bits(self, precision: str, shape: tuple[int, ...]) -> float:
+        """See `TransformPass`."""
+        return stored_bits(precision, shape, self.symmetric)
 
     def run(self, source: BlockSource, output: Path) -> None:
         if self.joins_rows(source.block.role):
@@ -118,26 +125,26 @@ class CompressInt4Pass(BlockPass):
     def _compressed(self, source: BlockSource) -> ov.Model:
         in_4_bit = self.in_4_bit(source.block.role)
         model = self.to_int4(source) if in_4_bit else source.model()
-        if not in_4_bit or "int8" in source.layers.values():
+        if not in_4_bit or INT8 in source.layers.values():
             model = _int8(model, source, symmetric=False)
         return model
 
     def to_int4(self, source: BlockSource, awq: bool = False) -> ov.Model:
         """Compress to 4 bit all layers but those that have another precision in `source.layers`."""
-        return self.compressed_to_int4(source.model(), source.layers, awq)
+        return self.rounded_to_int4(source.model(), source.layers, self.group_size, awq)
 
-    def compressed_to_int4(self, model: ov.Model, layers: Mapping[str, str], awq: bool = False) -> ov.Model:
-        """Compress to 4 bit all layers of a graph but those that have another precision in `layers`."""
+    def rounded_to_int4(self, model: ov.Model, others: Iterable[str], group_size: int, awq: bool = False) -> ov.Model:
+        """Compress to 4 bit all layers of a graph, in groups of this size, but those of `others`."""
         import nncf
 
         with quiet_nncf():
             return nncf.compress_weights(
                 model,
                 mode=nncf.CompressWeightsMode.INT4_SYM if self.symmetric else nncf.CompressWeightsMode.INT4_ASYM,
-                group_size=self.group_size,
+                group_size=group_size,
                 all_layers=True,  # of this block: `in_4_bit` decides about the component's embeddings and LM head
                 awq=awq,
-                ignored_scope=_ignored(layers),
+                ignored_scope=_ignored(others),
                 advanced_parameters=nncf.AdvancedCompressionParameters(
                     group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST
                 ),
@@ -201,7 +208,7 @@ def _int8(model: ov.Model, source: BlockSource, symmetric: bool) -> ov.Model:
 
     if source.block.role == "glue":
         return model
-    floats = _ignored(tensor for tensor, precision in source.layers.items() if precision == "fp16")
+    floats = _ignored(tensor for tensor, precision in source.layers.items() if precision == FLOAT)
     mode = nncf.CompressWeightsMode.INT8_SYM if symmetric else nncf.CompressWeightsMode.INT8_ASYM
     with quiet_nncf():
         return nncf.compress_weights(model, mode=mode, ignored_scope=floats)

@@ -33,8 +33,6 @@ LOGITS = Option(
     choices=("last", "all"),
     in_passes=True,
 )
-# Precision of a layer that differs from its component's -> estimated bits of a weight, with its share of scales.
-_LAYER_BITS = {"int8": 8.1, "fp16": 16.0}
 
 
 class GraphTarget(Target):
@@ -73,10 +71,10 @@ class GraphTarget(Target):
         for block in asked.component.blocks:
             for name in block.tensors.values():
                 info = asked.model.checkpoint.tensors[asked.model.names[name]]
-                made = final_bits(asked.steps, block.role, name, info.shape)
+                made = final_bits(asked.steps, block.role, name, info.shape, asked.layers.get(name))
                 assert made is not None
-                after += int(info.size * _LAYER_BITS.get(asked.layers.get(name, ""), made.bits) / 8)
-                if name not in asked.layers and made.fallback:
+                after += int(info.size * made.bits / 8)
+                if made.fallback:
                     fallbacks.append(made.fallback)
         return ComponentPlan.of(asked, source_size(asked.model, asked.component), after, fallbacks)
 

@@ -10,9 +10,10 @@ from passes.compress.rounding import (
     Lattice,
     channel_factors,
     choose_lattice,
+    compensated_codes,
+    compensation,
     nearest_codes,
     output_error,
-    round_with_hessian,
 )
 
 ROWS, COLUMNS, GROUP = 70, 256, 32
@@ -44,6 +45,10 @@ def inputs(random):
 @pytest.fixture(scope="module")
 def hessian(inputs):
     return (inputs.T @ inputs / len(inputs)).astype(np.float32)
+
+
+def rounded(weight, hessian, lattice, *damp):
+    return compensated_codes(weight, lattice, compensation(hessian, *damp))
 
 
 def group_errors(weight, importance, lattice):
@@ -106,7 +111,7 @@ def gptq(weight, hessian, lattice, damp):
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_codes_are_those_of_gptq(weight, hessian, symmetric):
     lattice = choose_lattice(weight, np.diag(hessian), GROUP, symmetric)
-    found, expected = round_with_hessian(weight, hessian, lattice, 0.01), gptq(weight, hessian, lattice, 0.01)
+    found, expected = rounded(weight, hessian, lattice, 0.01), gptq(weight, hessian, lattice, 0.01)
     assert (found == expected).mean() > 0.995  # a near-tie moves what comes after it
     errors = [output_error(lattice.values(np.float32(codes)) - weight, hessian) for codes in (found, expected)]
     assert errors[0] == pytest.approx(errors[1], rel=0.01)
@@ -116,23 +121,23 @@ def test_codes_are_those_of_gptq(weight, hessian, symmetric):
 def test_without_correlations_there_is_nothing_to_make_up_for(weight, hessian):
     diagonal = np.diag(np.diag(hessian))
     lattice = choose_lattice(weight, np.diag(hessian), GROUP, False)
-    assert (round_with_hessian(weight, diagonal, lattice, 0.01) == nearest_codes(weight, lattice)).all()
+    assert (rounded(weight, diagonal, lattice, 0.01) == nearest_codes(weight, lattice)).all()
 
 
 def test_a_hessian_is_shrunk_towards_its_diagonal(weight, hessian):
     lattice = choose_lattice(weight, np.diag(hessian), GROUP, False)
     diagonal = np.diag(np.diag(hessian))
-    found = round_with_hessian(weight, hessian, lattice, 0.01, 0.3)
-    assert (found == round_with_hessian(weight, 0.7 * hessian + 0.3 * diagonal, lattice, 0.01)).mean() > 0.995
-    assert (found != round_with_hessian(weight, hessian, lattice, 0.01)).any()
-    assert (round_with_hessian(weight, hessian, lattice, 0.01, 1.0) == nearest_codes(weight, lattice)).all()
+    found = rounded(weight, hessian, lattice, 0.01, 0.3)
+    assert (found == rounded(weight, 0.7 * hessian + 0.3 * diagonal, lattice, 0.01)).mean() > 0.995
+    assert (found != rounded(weight, hessian, lattice, 0.01)).any()
+    assert (rounded(weight, hessian, lattice, 0.01, 1.0) == nearest_codes(weight, lattice)).all()
 
 
 def test_too_few_tokens_are_no_obstacle(weight, inputs):
     few = inputs[:5]
     hessian = few.T @ few / len(few)
     lattice = choose_lattice(weight, np.diag(hessian), GROUP, False)
-    codes = round_with_hessian(weight, hessian, lattice, 0.01)
+    codes = rounded(weight, hessian, lattice, 0.01)
     assert output_error(lattice.values(codes) - weight, hessian) < 0.1 * output_error(
         lattice.values(nearest_codes(weight, lattice)) - weight, hessian
     )
@@ -143,14 +148,14 @@ def test_what_is_not_finite_is_said(weight, hessian):
     broken = hessian.copy()
     broken[0, 0] = np.nan
     with pytest.raises(ConversionError, match="not finite"):
-        round_with_hessian(weight, broken, lattice, 0.01)
+        rounded(weight, broken, lattice, 0.01)
 
 
 def test_factors_help_where_few_channels_are_large(weight, random):
     inputs = random.normal(size=(512, COLUMNS)).astype(np.float32)
     inputs[:, ::GROUP] *= 30
     hessian, magnitudes = inputs.T @ inputs / len(inputs), np.abs(inputs).mean(0)
-    factors = channel_factors([weight[:40], weight[40:]], hessian, magnitudes, GROUP)
+    factors = channel_factors([weight[:40], weight[40:]], hessian, magnitudes, GROUP, False)
     assert factors is not None
     assert factors[::GROUP].min() > factors[1::GROUP].max()
 
@@ -163,4 +168,4 @@ def test_factors_help_where_few_channels_are_large(weight, random):
 
 def test_no_factors_if_none_are_better(hessian):
     whole = np.tile(np.arange(16, dtype=np.float32), (4, COLUMNS // 16))  # is on the lattice already
-    assert channel_factors([whole], hessian, np.ones(COLUMNS, np.float32), GROUP) is None
+    assert channel_factors([whole], hessian, np.ones(COLUMNS, np.float32), GROUP, False) is None
