@@ -21,6 +21,8 @@ __all__ = [
     "Port",
     "Settings",
     "Sha256",
+    "SizeBudget",
+    "SizePoint",
     "Source",
     "Validation",
 ]
@@ -133,6 +135,21 @@ class Settings(_Record):
     calibration: CalibrationSettings | None = Field(description="null if no pass uses samples")
 
 
+class SizePoint(_Record):
+    """A size that an artifact could have, and what it would lose."""
+
+    size: int = Field(description="bytes of all component files, about")
+    kl: float = Field(description="KL divergence from the checkpoint in nats, as the measured losses of layers add up")
+
+
+class SizeBudget(_Record):
+    """How the formats of layers were chosen for a maximum size."""
+
+    limit: int = Field(description="maximum number of bytes of all component files that was asked for")
+    kl: float = Field(description="KL divergence from the checkpoint in nats that the choice is expected to have")
+    curve: list[SizePoint] = Field(description="the best choices of other sizes")
+
+
 class Validation(_Record):
     """One figure that was measured on the finished artifact."""
 
@@ -160,6 +177,9 @@ class Manifest(_Record):
     environment: dict[str, str]
     settings: Settings | None = Field(
         default=None, description="together with the components' passes, the recipe that makes the same artifact again"
+    )
+    size_budget: SizeBudget | None = Field(
+        default=None, description="how the formats of layers were chosen; null if no maximum size was asked for"
     )
     run_plan: RunPlan | None = Field(
         default=None, description="how an Ascend artifact is started, and how much memory it takes"

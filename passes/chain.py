@@ -116,6 +116,9 @@ class FloatChain:
         counts: name of a component -> number of samples that flow through it; no component has more than an earlier one.
         at_once: number of samples that are computed at the same time, for which `blocks` must be made.
         watch: called after each sample with the component and the block that has been computed.
+        nodes: the blocks and host steps by their numbers, each with its component.
+        producers: for each node, input -> the node that makes it and the name that it has there.
+        consumers: for each node, those that read what it makes.
     """
 
     store: Store
@@ -128,54 +131,54 @@ class FloatChain:
     counts: Mapping[str, int]
     at_once: int = 1
     watch: Callable[[Component, Block], None] = lambda component, block: None
-    _nodes: list[tuple[Component, Block | HostStep]] = field(init=False)
-    _producers: list[dict[str, tuple[int, str]]] = field(init=False)
-    _consumers: list[set[int]] = field(init=False)
+    nodes: list[tuple[Component, Block | HostStep]] = field(init=False)
+    producers: list[dict[str, tuple[int, str]]] = field(init=False)
+    consumers: list[set[int]] = field(init=False)
     _waiting: set[int] = field(init=False)
     _keys: dict[tuple[int, int], str] = field(init=False, default_factory=dict)
     _made: set[int] = field(init=False, default_factory=set)
     _observed: set[str] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
-        self._nodes = []
-        self._producers = []
+        self.nodes = []
+        self.producers = []
         finished: dict[str, tuple[int, str]] = {}
         for component in self.components:
             latest: dict[str, tuple[int, str]] = {}
             sources = ChainMap(latest, finished)
             step = component.host_step
             if step is not None:
-                self._producers.append({value: sources.get(value, (_INPUTS, value)) for value in step.inputs})
-                latest |= {value: (len(self._nodes), value) for value in step.outputs}
-                self._nodes.append((component, step))
+                self.producers.append({value: sources.get(value, (_INPUTS, value)) for value in step.inputs})
+                latest |= {value: (len(self.nodes), value) for value in step.outputs}
+                self.nodes.append((component, step))
             for block in component.blocks:
-                self._producers.append(
+                self.producers.append(
                     {port: sources.get(value, (_INPUTS, value)) for port, value in block.inputs.items()}
                 )
-                latest |= {value: (len(self._nodes), port) for port, value in block.outputs.items()}
-                self._nodes.append((component, block))
+                latest |= {value: (len(self.nodes), port) for port, value in block.outputs.items()}
+                self.nodes.append((component, block))
             finished = finished | {port.name: latest[port.name] for port in component.outputs}
-        self._consumers = [set() for _ in self._nodes]
-        for consumer, producers in enumerate(self._producers):
+        self.consumers = [set() for _ in self.nodes]
+        for consumer, producers in enumerate(self.producers):
             for producer, _ in producers.values():
                 if producer != _INPUTS:
-                    self._consumers[producer].add(consumer)
+                    self.consumers[producer].add(consumer)
         self._waiting = self._blocks()
 
     def number(self, component: Component, block: Block) -> int:
         """The number of a block in the chain."""
         return next(
             number
-            for number, (owner, other) in enumerate(self._nodes)
+            for number, (owner, other) in enumerate(self.nodes)
             if owner.name == component.name and isinstance(other, Block) and other.name == block.name
         )
 
     def readers(self, number: int, port: str) -> tuple[tuple[Block, str], ...]:
         """The blocks of a component, each with its port, that read the same value as one of them does at a port."""
-        source, owner = self._producers[number][port], self._nodes[number][0]
+        source, owner = self.producers[number][port], self.nodes[number][0]
         return tuple(
             (node, other)
-            for (component, node), producers in zip(self._nodes, self._producers, strict=True)
+            for (component, node), producers in zip(self.nodes, self.producers, strict=True)
             if component is owner and isinstance(node, Block)
             for other, producer in producers.items()
             if producer == source
@@ -183,8 +186,12 @@ class FloatChain:
 
     def inputs(self, number: int) -> tuple[BlockInputs, ...]:
         """Where to read the inputs of a block, for each sample that has all of them; missing ones are computed first."""
-        sources = self._producers[number]
+        sources = self.producers[number]
         return tuple(found for found in self._per_sample(number, sources) if len(found) == len(sources))
+
+    def available(self, number: int) -> tuple[BlockInputs, ...]:
+        """Where to read those inputs of a block or host step that a sample has, for each sample."""
+        return tuple(self._per_sample(number, self.producers[number]))
 
     def visit(self, number: int, look: Look, blocks: BlockModels | None = None) -> None:
         """Compute a block on all samples, and call `look` for each.
@@ -197,7 +204,7 @@ class FloatChain:
             blocks: computes the block instead of the chain's own blocks.
         """
         self._made.discard(number)
-        for producer, _ in self._producers[number].values():
+        for producer, _ in self.producers[number].values():
             self._ensure(producer)
         self.store.remove(self._key(number))
         self._make(number, blocks, look)
@@ -217,7 +224,7 @@ class FloatChain:
             The files of those of the first `count` samples that reach the block.
         """
         key = digest("observed", observer, self._key(number))
-        component, node = self._nodes[number]
+        component, node = self.nodes[number]
         assert isinstance(node, Block)
         ports = {port.name for port in component.kinds[node.kind].outputs}
 
@@ -249,7 +256,7 @@ class FloatChain:
 
     def clear(self) -> None:
         """Remove from the store all activations, and all that has been observed; all blocks wait for their inputs again."""
-        for number in range(len(self._nodes)):
+        for number in range(len(self.nodes)):
             self.store.remove(self._key(number))
         self._made.clear()
         self._waiting = self._blocks()
@@ -257,19 +264,19 @@ class FloatChain:
             self.store.remove(key)
 
     def _blocks(self) -> set[int]:
-        return {number for number, (_, node) in enumerate(self._nodes) if isinstance(node, Block)}
+        return {number for number, (_, node) in enumerate(self.nodes) if isinstance(node, Block)}
 
     def _drop(self) -> None:
         """Remove from the store the activations that no block will read any more."""
         for number in sorted(self._made):
-            if all(map(self._has_read, self._consumers[number])):
+            if all(map(self._has_read, self.consumers[number])):
                 self.store.remove(self._key(number))
 
     def _has_read(self, consumer: int) -> bool:
-        return consumer not in self._waiting and (consumer in self._made or not self._consumers[consumer])
+        return consumer not in self._waiting and (consumer in self._made or not self.consumers[consumer])
 
     def _count(self, number: int) -> int:
-        return self.counts[self._nodes[number][0].name]
+        return self.counts[self.nodes[number][0].name]
 
     def _key(self, number: int) -> str:
         """Key of the outputs of a block or host step in the store."""
@@ -278,7 +285,7 @@ class FloatChain:
     def _digest(self, number: int, count: int) -> str:
         """Digest of the outputs of a block or host step on the first `count` samples."""
         if (number, count) not in self._keys:
-            node = self._nodes[number][1]
+            node = self.nodes[number][1]
             what = (node.kind, node.weights) if isinstance(node, Block) else (node.function, self.config)
             inputs = self._inputs_digest(number, count)
             self._keys[number, count] = digest("float-chain", VERSION, self.identity, what, inputs)
@@ -288,7 +295,7 @@ class FloatChain:
         return digest(
             {
                 port: [self.samples_digest(count) if producer == _INPUTS else self._digest(producer, count), name]
-                for port, (producer, name) in self._producers[number].items()
+                for port, (producer, name) in self.producers[number].items()
             }
         )
 
@@ -318,13 +325,13 @@ class FloatChain:
                 self._made.add(current)
                 continue
             needed.append(current)
-            pending += [producer for producer, _ in self._producers[current].values()]
+            pending += [producer for producer, _ in self.producers[current].values()]
         self._made.difference_update(needed)
         for current in sorted(needed):
             self._make(current)
 
     def _make(self, number: int, blocks: BlockModels | None = None, look: Look | None = None) -> None:
-        component, node = self._nodes[number]
+        component, node = self.nodes[number]
         what = f"block {node.name}" if isinstance(node, Block) else "inputs"
         run = partial(self._run, number, blocks=blocks, look=look)
         self.store.get_or_make(self._key(number), run, f"activations of {component.name}, {what}", lasting=False)
@@ -332,11 +339,11 @@ class FloatChain:
         self._drop()
 
     def _run(self, number: int, folder: Path, blocks: BlockModels | None, look: Look | None) -> None:
-        component, node = self._nodes[number]
+        component, node = self.nodes[number]
         if isinstance(node, HostStep):
             self._run_host_step(number, node, folder)
             return
-        wanted = self._wanted(number)
+        wanted = self.wanted(number)
         compute = (blocks or self.blocks).compute(component, node)
 
         def run(inputs: BlockInputs) -> None:
@@ -354,13 +361,13 @@ class FloatChain:
                 self.watch(component, node)
 
     def _run_host_step(self, number: int, step: HostStep, folder: Path) -> None:
-        wanted = self._wanted(number)
-        for inputs in self._per_sample(number, self._producers[number]):
+        wanted = self.wanted(number)
+        for inputs in self._per_sample(number, self.producers[number]):
             made = step(read_activations(inputs), self.config)
             if kept := {name: value for name, value in made.items() if name in wanted}:
                 sample = next(iter(inputs.values()))[0].name
                 write_activations(folder / sample, kept)
 
-    def _wanted(self, number: int) -> set[str]:
+    def wanted(self, number: int) -> set[str]:
         """Output ports of a block that later blocks read."""
-        return {port for producers in self._producers for producer, port in producers.values() if producer == number}
+        return {port for producers in self.producers for producer, port in producers.values() if producer == number}

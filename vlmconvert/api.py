@@ -46,6 +46,7 @@ def convert(
     target: str = "openvino",
     llm: str | None = None,
     vision: str | None = None,
+    max_size: str | None = None,
     recipe: StrPath | Recipe | None = None,
     calibration: str = "scenes",
     samples: int = 64,
@@ -79,6 +80,8 @@ def convert(
         target: runtime that the artifact is made for.
         llm: precision of the language model; None takes the target's default.
         vision: precision of the vision encoder; None takes the target's default.
+        max_size: maximum size of the component files, such as 4.5GB, or of each weight, such as 4.5bits; 8 bit, 4 bit or
+            float is chosen for each layer of a side without a precision by what it loses.
         recipe: a recipe or the path of its file; it takes the place of target, precisions, options and calibration.
         calibration: source of the calibration samples.
         samples: number of calibration samples for passes over single blocks, 0 for none.
@@ -139,7 +142,7 @@ def convert(
         seed=seed,
     )
     if recipe is not None:
-        asked = {"llm": llm, "vision": vision, **options}
+        asked = {"llm": llm, "vision": vision, "max_size": max_size, **options}
         said = [name for name, value in asked.items() if value is not None]
         said += ["target"] if target != "openvino" else []
         said += ["calibration"] if settings != CalibrationSettings() else []
@@ -160,6 +163,7 @@ def convert(
         pass_options={name: value for name, value in options.items() if name in of_passes},
         target_options={name: value for name, value in options.items() if name in of_target},
         calibration=settings,
+        max_size=max_size,
         recipe=recipe if recipe is None or isinstance(recipe, Recipe) else read_recipe(Path(recipe)),
         output=_path(output),
         workers=workers,

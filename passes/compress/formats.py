@@ -5,12 +5,14 @@ from __future__ import annotations
 from math import prod
 from types import MappingProxyType
 
-__all__ = ["FLOAT", "GROUPS", "INT8", "stored_bits"]
+__all__ = ["FLOAT", "GROUPS", "INT8", "VECTOR_BITS", "stored_bits"]
 
 # Format in 4 bit -> number of input channels that share a scale.
 GROUPS = MappingProxyType({"int4-g128": 128, "int4-g64": 64, "int4-g32": 32})
 # 8 bit with a scale and a zero point for each row; and the checkpoint's values in float16.
 INT8, FLOAT = "int8", "fp16"
+# Vectors beside compressed weights stay float32.
+VECTOR_BITS = 32
 _SCALE, _POINT_8, _POINT_4 = 16, 8, 4
 
 

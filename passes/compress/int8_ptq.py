@@ -17,7 +17,7 @@ import numpy as np
 from manifests.errors import BadInputError
 from passes.base import Effort, WeightBits
 from passes.compat.nncf_quantize import QUANTIZE_STATISTICS, observed_tensors, quantize
-from passes.compress.formats import FLOAT, INT8, stored_bits
+from passes.compress.formats import FLOAT, INT8, VECTOR_BITS, stored_bits
 from passes.compress.nncf_output import quiet_nncf
 from passes.compress.observed import Observation, ObservedSource, ObservingPass, observation_of
 from passes.export.ir import BLOCK_FILE, finish
@@ -57,7 +57,7 @@ class QuantizeInt8PtqPass(ObservingPass):
         return Effort(2.0, 25.0, 100_000_000)
 
     def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
-        return WeightBits(stored_bits(INT8, shape) if len(shape) > 1 else 16)
+        return WeightBits(stored_bits(INT8, shape) if len(shape) > 1 else VECTOR_BITS)
 
     def override_bits(self, precision: str, shape: tuple[int, ...]) -> float:
         """See `TransformPass`."""

@@ -16,7 +16,7 @@ from manifests.errors import BadInputError
 from passes.base import Context, Effort, TransformPass, WeightBits
 from passes.block_pass import BlockPass, FloatBlocks
 from passes.compat.nncf import LEAST_GROUP_SIZE, adjusted_group_size, compress_int4
-from passes.compress.formats import FLOAT, INT8, stored_bits
+from passes.compress.formats import FLOAT, INT8, VECTOR_BITS, stored_bits
 from passes.compress.nncf_output import quiet_nncf
 from passes.compress.observed import Observation, ObservedSource, ObservingPass, layer_inputs
 from passes.compress.pieces import compress_block
@@ -44,7 +44,7 @@ class CompressInt8Pass(BlockPass):
         compress_block(lambda part: _int8(part.model(), part, self.symmetric), source, output)
 
     def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
-        return WeightBits(stored_bits(INT8, shape) if len(shape) > 1 else 16)
+        return WeightBits(stored_bits(INT8, shape) if len(shape) > 1 else VECTOR_BITS)
 
     def override_bits(self, precision: str, shape: tuple[int, ...]) -> float:
         """See `TransformPass`."""
@@ -96,7 +96,7 @@ class CompressInt4Pass(BlockPass):
 
     def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
         if len(shape) < 2:
-            return WeightBits(16)
+            return WeightBits(VECTOR_BITS)
         in_8_bit = stored_bits(INT8, shape)
         if not self.in_4_bit(role):
             return WeightBits(in_8_bit)

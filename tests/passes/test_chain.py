@@ -30,7 +30,7 @@ def chain(demo, store, tmp_path):
 
 
 def numbers(chain):
-    return {(component.name, block.name): chain.number(component, block) for component, block in chain._nodes}
+    return {(component.name, block.name): chain.number(component, block) for component, block in chain.nodes}
 
 
 def test_activations_are_those_of_the_checkpoint(chain, demo):

@@ -62,6 +62,7 @@ Examples:
   vlmconvert {name} {example}--llm int4-awq --vision int8-ptq
   vlmconvert {name} ./checkpoint --llm fp16 --vision fp16 -o out --no-validate
   vlmconvert {name} ./checkpoint --calibration ./photos --samples 32 --dry-run
+  vlmconvert {name} ./checkpoint --max-size 4.5GB --save-recipe recipe.toml
   vlmconvert {name} ./checkpoint --target ascend --llm w8a16
   vlmconvert {name} ./checkpoint --max-memory 8GiB
   vlmconvert {name} ./checkpoint --recipe recipe.toml
@@ -91,6 +92,8 @@ def _options() -> list[click.Parameter]:
         click.Option(["--llm"], type=choice(precision_names("language")), help=f"Precision of the language model.  [default: {usual('language')}]"
         ),
         click.Option(["--vision"], type=choice(precision_names("vision")), help=f"Precision of the vision encoder.  [default: {usual('vision')}]"
+        ),
+        click.Option(["--max-size"], metavar="SIZE", help="Maximum size of the component files, such as 4.5GB, or of each weight, such as 4.5bits: each layer of a side without a precision gets 4 bit, 8 bit or float by what it loses."
         ),
         *map(_click_option, precision_options()),
         click.Option(["--recipe"],
@@ -173,7 +176,8 @@ def _convert(family: str | None, **values: Any) -> None:
     of_targets = [option.name for option in _target_options()]
     if values["recipe"] is not None:
         refuse_options(
-            ("target", "llm", "vision", *of_passes, *of_targets, *_CALIBRATION), "--recipe, which already sets it"
+            ("target", "llm", "vision", "max_size", *of_passes, *of_targets, *_CALIBRATION),
+            "--recipe, which already sets it",
         )
     own = {option.name for option in (*precision_options(target.name), *target.options)}
     foreign = [name for name in (*of_passes, *of_targets) if name not in own]

@@ -16,12 +16,13 @@ from calibration.sources import SampleSet
 from manifests.files import file_record, read_json, write_atomically
 from manifests.model import ComponentRecord, FileRecord
 from manifests.run_plan import RunPlan
-from passes.base import Intermediate
-from passes.block_pass import BlockPass
+from passes.base import Context, Intermediate
+from passes.block_pass import BlockPass, SplitBlocks
 from passes.chain import CheckpointBlocks, FloatChain
 from passes.export.template import BlockSource
 from passes.opened import OpenedCheckpoint
 from passes.processor_files import processor_files
+from passes.split import SplitPass
 from passes.store import Store, digest, library_versions
 from passes.vocabulary import Component, kinds_of
 from vlmconvert.console import Reporter
@@ -108,13 +109,10 @@ class Build:
     def run(self, folder: Path) -> Contents:
         """Write the artifact without its manifest into an existing empty folder."""
         target = self.plan.target
-        start = OpenedCheckpoint(self.model.checkpoint, self.model.templates, self.identity)
-        walked = [(item, self._walk(item, start)) for item in self.plan.components]
+        walked = [(item, self._walk(item)) for item in self.plan.components]
         self.close_helper()
         built = [self._finish(item, made) for item, made in walked]
-        if self._chain is not None:
-            self._chain.clear()
-            self.store.remove(self._chain.samples.name)
+        self.clear()
         for item in built:
             for record in item.files:
                 target.place(item.folder / record.path, folder / record.path)
@@ -122,6 +120,12 @@ class Build:
         assets = target.write_assets(self, folder)
         run_plan = target.run_plan(self, self.plan.components, folder)
         return Contents(records, assets, self.seconds, run_plan)
+
+    def clear(self) -> None:
+        """Remove from the store the samples and all activations."""
+        if self._chain is not None:
+            self._chain.clear()
+            self.store.remove(self._chain.samples.name)
 
     def close_helper(self) -> None:
         """End the helper process, to free the memory of torch and transformers."""
@@ -134,6 +138,16 @@ class Build:
     def stage(self, title: str, total: int | None = None) -> AbstractContextManager[Callable[[str], None]]:
         """See `Job`."""
         return self.reporter.stage(title, total)
+
+    def context(self, item: ComponentPlan) -> Context:
+        """The services that the passes of a component get."""
+        return _ComponentContext(self, item)
+
+    def split(self, item: ComponentPlan) -> SplitBlocks:
+        """The blocks of a component, before any pass has changed them."""
+        made = SplitPass()(self._start, self.context(item))
+        assert isinstance(made, SplitBlocks)
+        return made
 
     # Shared by all components: activations and traces.
 
@@ -230,10 +244,14 @@ class Build:
 
     # The work on one component.
 
-    def _walk(self, item: ComponentPlan, start: OpenedCheckpoint) -> Intermediate:
+    @property
+    def _start(self) -> OpenedCheckpoint:
+        return OpenedCheckpoint(self.model.checkpoint, self.model.templates, self.identity)
+
+    def _walk(self, item: ComponentPlan) -> Intermediate:
         """Call every pass in turn. Long work is only prepared here; `_finish` runs it."""
-        context = _ComponentContext(self, item)
-        made: Intermediate = start
+        context = self.context(item)
+        made: Intermediate = self._start
         for step in item.steps:
             made = step(made, context)
         return made

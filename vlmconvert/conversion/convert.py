@@ -15,11 +15,12 @@ from manifests.beside import MODEL_CARD_NAME, RUN_LOG_NAME
 from manifests.errors import BadInputError, ConversionError, is_disk_full
 from manifests.files import write_atomically
 from manifests.io import write_manifest
-from manifests.model import Calibration, CalibrationSettings, Manifest, Settings
+from manifests.model import Calibration, CalibrationSettings, Manifest, Settings, SizeBudget
 from manifests.model import Source as SourceRecord
 from passes.store import Store, library_versions
 from vlmconvert.console import Reporter, format_size
 from vlmconvert.conversion.bounds import weight_bounds
+from vlmconvert.conversion.budget import MEASURED_SAMPLES, fitted_recipe, fitting
 from vlmconvert.conversion.build import Build, Contents
 from vlmconvert.conversion.disk import check_disk, check_store, on_one_disk, prune_store, store_limit
 from vlmconvert.conversion.forecast import Forecast, choose_resources, forecast
@@ -28,10 +29,10 @@ from vlmconvert.conversion.lock import one_conversion, one_writer
 from vlmconvert.conversion.machine import max_memory, measure_machine
 from vlmconvert.conversion.open import find_checkpoint, open_model
 from vlmconvert.conversion.plan import Plan, make_plan
-from vlmconvert.conversion.publish import Planned, check_output, publish, staging
+from vlmconvert.conversion.publish import Planned, check_output, check_replaceable, publish, staging
 from vlmconvert.conversion.sample import calibration_samples, scarce_layers, sketch_sample
 from vlmconvert.conversion.source import Source, hash_source, source_sizes
-from vlmconvert.conversion.summary import folder_size, forecast_text, plan_notes, plan_table, result_table
+from vlmconvert.conversion.summary import folder_size, forecast_text, layers_table, plan_notes, plan_table, result_table
 from vlmconvert.conversion.trial import try_processor
 from vlmconvert.conversion.validate import Limits, validate
 from vlmconvert.conversion.workers import Check, LocalWorkers, Workers, connect, parse_cluster
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Converted", "Request", "convert"]
 
+# Options of 4-bit passes that `max_size` chooses.
+_BY_SIZE = ("group_size", "ratio", "all_layers", "scale_estimation")
+
 
 @dataclass(frozen=True)
 class Request:
@@ -62,6 +66,8 @@ class Request:
         pass_options: option of the precisions -> value; None takes the pass's default.
         target_options: option of the target -> value; None takes its default.
         calibration: settings of the calibration samples.
+        max_size: maximum size of the component files, such as 4.5GB, or of each weight, such as 4.5bits; the formats of the
+            layers of all sides without a precision are chosen by what they lose.
         recipe: recipe that takes the place of `target`, `precisions`, the options and `calibration`.
         output: folder to write; None names it after checkpoint, target and precisions.
         workers: number of processes that compress blocks; None takes as many as fit the cores and the memory.
@@ -90,6 +96,7 @@ class Request:
     pass_options: Mapping[str, Any] = field(default_factory=dict)
     target_options: Mapping[str, Any] = field(default_factory=dict)
     calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
+    max_size: str | None = None
     recipe: Recipe | None = None
     output: Path | None = None
     workers: int | None = None
@@ -166,15 +173,21 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
         check_store(store)
         store.remove_leftovers()
         model = open_model(family, checkpoint, helper, store, reporter, target.traced, request.ignore_unused)
-        recipe = request.recipe or _recipe(request, target, model)
+        recipe, budget = request.recipe or _recipe(request, target, model), None
+        if request.max_size is not None:
+            recipe, budget = _fitted(request, recipe, target, model, store, memory, helper, reporter)
         plan = make_plan(recipe, target, model)
         name = f"{Path(checkpoint.model).name}-{plan.label}"
         output = request.output or Path(name)
         reporter.table(plan_table(plan, checkpoint.dtype))
+        if (layers := layers_table(plan)) is not None:
+            reporter.table(layers)
         validated = request.validate and target.runnable
         for line in plan_notes(plan, checkpoint.unread_files):
             reporter.say(line)
         max_kl = plan.max_kl if request.max_kl is None else request.max_kl
+        if budget is not None:
+            reporter.say(f"expected KL divergence of this choice: {budget.kl:.2g} nats, as what layers lose adds up")
         if validated:
             reporter.say(f"passes with a KL divergence of at most {max_kl:.3g} nats from the checkpoint")
         if validated != request.validate:
@@ -221,7 +234,7 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
             used = samples if plan.calibrates else None
             build = Build(model, plan, used, source, store, workers, resources.at_once, helper, reporter)
             contents = build.run(staged)
-            manifest = _manifest(build, contents, name, environment, settings)
+            manifest = _manifest(build, contents, name, environment, settings, budget)
             write_manifest(manifest, staged)
             if validated:
                 seconds = time.monotonic() - start
@@ -279,6 +292,47 @@ def _check_disk(expected: Forecast, plan: Plan, store: Store, place: Path, linke
     check_disk({store.root: expected.disk - copied - store.size(), place: copied}, ("--store", "--output"))
 
 
+def _fitted(
+    request: Request,
+    recipe: Recipe,
+    target: Target,
+    model: OpenedModel,
+    store: Store,
+    memory: int | None,
+    helper: Helper,
+    reporter: Reporter,
+) -> tuple[Recipe, SizeBudget]:
+    """Choose the formats of layers by `max_size`; everything that can be refused is refused before anything is measured."""
+    assert request.max_size is not None
+    sides = [side for side, name in _asked(request).items() if name is None]
+    if "language" in sides and (said := [name for name in _BY_SIZE if request.pass_options.get(name) is not None]):
+        raise BadInputError(
+            f"--{said[0].replace('_', '-')} does not go with --max-size, which chooses the formats: leave it out"
+        )
+    symmetric = bool(request.pass_options.get("symmetric"))
+    options = read_options(target.options, request.target_options, f"--target {target.name}")
+    asked = fitting(request.max_size, recipe, sides, target, options, model, symmetric)
+    if request.output is not None:
+        check_replaceable(request.output, model.checkpoint.folder, request.force)
+    few = min(MEASURED_SAMPLES, recipe.calibration.samples)
+    calibration = recipe.calibration.model_copy(update={"samples": few, "vision_samples": few})
+    plan = make_plan(asked.recipe.model_copy(update={"calibration": calibration}), target, model)
+    samples = calibration_samples(plan, model)
+    try_processor(model, helper, store, reporter)
+    sketch = sketch_sample(model, samples, calibration.sequence_length, helper, store, reporter)
+    expect = partial(forecast, plan, model, sketch, measure_machine(), None, False)
+    blocks = max(len(item.component.blocks) for item in plan.components)
+    resources, _ = choose_resources(request.workers, False, blocks, memory, expect)
+    source = hash_source(model.checkpoint, reporter, weight_bounds(plan, model))
+    with _unchanged(source), one_conversion(store, source.identity(model), reporter), ExitStack() as cleanup:
+        completed = model.completed()
+        workers: Workers = LocalWorkers(resources.workers)
+        if request.cluster is not None:
+            workers = cleanup.enter_context(_cluster(request, target, model.checkpoint, store))
+        build = Build(completed, plan, samples, source, store, workers, resources.at_once, helper, reporter)
+        return fitted_recipe(asked, build)
+
+
 def _recipe(request: Request, target: Target, model: OpenedModel) -> Recipe:
     """The recipe that the options of a request stand for."""
     options = read_options(target.options, request.target_options, f"--target {target.name}")
@@ -291,7 +345,14 @@ def _asked(request: Request) -> dict[Side, str | None]:
     return {side: request.precisions.get(side) for side in sides}
 
 
-def _manifest(build: Build, contents: Contents, name: str, environment: dict[str, str], settings: Settings) -> Manifest:
+def _manifest(
+    build: Build,
+    contents: Contents,
+    name: str,
+    environment: dict[str, str],
+    settings: Settings,
+    budget: SizeBudget | None,
+) -> Manifest:
     """The manifest without figures of a validation."""
     model, plan = build.model, build.plan
     samples = build.samples
@@ -319,6 +380,7 @@ def _manifest(build: Build, contents: Contents, name: str, environment: dict[str
         ),
         validation=[],
         environment=environment,
+        size_budget=budget,
         run_plan=contents.run_plan,
         settings=settings,
     )

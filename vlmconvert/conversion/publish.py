@@ -16,7 +16,7 @@ from manifests.io import CHECKSUM_NAME, MANIFEST_NAME, read_manifest
 from manifests.leftovers import is_left, remove_leftovers, temporary_folder, temporary_prefix
 from manifests.model import Manifest, Settings
 
-__all__ = ["Planned", "check_output", "check_results", "publish", "replace_folder", "staging"]
+__all__ = ["Planned", "check_output", "check_replaceable", "check_results", "publish", "replace_folder", "staging"]
 
 # Beginning of the names of folders that hold a result while another one takes its place.
 _REPLACED = f"{UNFINISHED}replaced-"
@@ -70,13 +70,25 @@ def check_output(output: Path, checkpoint_folder: Path, planned: Planned, force:
     Raises:
         BadInputError: if the output holds something else; the error says what.
     """
+    check_replaceable(output, checkpoint_folder, force)
+    place = _place(output)
+    if not force and not _is_free(output, place) and not planned.fits(_existing(output, place)):
+        raise _holds_another(output)
+
+
+def check_replaceable(output: Path, checkpoint_folder: Path, force: bool) -> None:
+    """Refuse an output folder that `check_output` would refuse whatever is planned; for the arguments see there.
+
+    Raises:
+        BadInputError: if the output holds something else than an artifact, or another one may not be replaced.
+    """
     place = _place(output)
     if _is_free(output, place):
         return
     if force:
         _check_replaceable(output, place, checkpoint_folder)
-    elif not planned.fits(_existing(output, place)):
-        raise _holds_another(output)
+    else:
+        _existing(output, place)
 
 
 def check_results(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from vlmconvert.console import format_size, format_time
 from vlmconvert.conversion.forecast import Forecast, Resources
 from vlmconvert.conversion.plan import Plan
 
-__all__ = ["folder_size", "forecast_text", "plan_notes", "plan_table", "result_table"]
+__all__ = ["folder_size", "forecast_text", "layers_table", "plan_notes", "plan_table", "result_table"]
 
 # Names of unread tensors or files that the plan lists.
 _FEW = 8
+# The number of a block in the name of a layer.
+_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def plan_table(plan: Plan, dtype: str) -> Table:
@@ -45,14 +48,58 @@ def plan_notes(plan: Plan, unread_files: Sequence[str]) -> Iterator[str]:
         unread_files: names of files with weights that transformers would not load either.
     """
     for item in plan.components:
-        for layer, precision in item.layers.items():
-            yield f"layer {layer}: {precision}"
+        if len(item.layers) <= _FEW:
+            for layer, precision in item.layers.items():
+                yield f"layer {layer}: {precision}"
         for fallback in item.fallbacks:
             yield f"fallback: {fallback}"
     if plan.unused_tensors:
         yield f"not read, since no component needs them: {_listed(plan.unused_tensors, 'tensors')}"
     if unread_files:
         yield f"not read, since transformers loads other files of the checkpoint: {_listed(unread_files, 'files')}"
+
+
+def layers_table(plan: Plan) -> Table | None:
+    """Table of the layers with other precisions than their component's; None if these are few, which `plan_notes` lists.
+
+    A row has all layers whose names differ in the number of the block only; the numbers stand under the precisions.
+    """
+    listed = [item for item in plan.components if len(item.layers) > _FEW]
+    if not listed:
+        return None
+    precisions = list(dict.fromkeys(sorted(found for item in listed for found in item.layers.values())))
+    table = Table(title="Layers", title_justify="left")
+    for column in ("component", "layer", *precisions):
+        table.add_column(column, overflow="fold")
+    for item in listed:
+        rows: dict[str, dict[str, list[int]]] = {}
+        for tensor, precision in item.layers.items():
+            layer, number = _without_number(tensor.removesuffix(".weight"))
+            rows.setdefault(layer, {}).setdefault(precision, []).append(number)
+        for layer, found in rows.items():
+            name = layer.removeprefix("model.")
+            table.add_row(item.component.name, name, *(_ranges(found.get(precision, [])) for precision in precisions))
+        table.add_section()
+    return table
+
+
+def _without_number(layer: str) -> tuple[str, int]:
+    """The name of a layer with a star for the number of its block, and that number; -1 if there is none."""
+    match = _NUMBER.search(layer)
+    return (f"{layer[: match.start()]}.*.{layer[match.end() :]}", int(match[1])) if match else (layer, -1)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers as `0-3, 7`; a dot for the number -1."""
+    if -1 in numbers:
+        return "."
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
 
 
 def _listed(names: Sequence[str], what: str) -> str:

@@ -14,6 +14,7 @@ from vlmconvert.report.blocks import heat_strips
 from vlmconvert.report.figures import format_change, format_error, format_figure, metric_name
 from vlmconvert.report.gallery import disagreements
 from vlmconvert.report.latency import latency_charts, way_of_asking
+from vlmconvert.report.losses import loss_chart
 from vlmconvert.report.scatter import pareto_front, scatter
 from vlmconvert.report.variants import Variant, Yardstick, checkpoint_size, common_yardstick, read_variants
 from vlmconvert.version import __version__
@@ -66,6 +67,7 @@ def render_report(folders: Sequence[Path], most_samples: int = 24) -> str:
         yardstick=yardstick,
         front=_front(variants, yardstick),
         scatter=scatter(variants, yardstick) if yardstick else None,
+        losses=loss_chart(variants, yardstick),
         strips=heat_strips(variants),
         latency=latency_charts(variants),
         cards=cards,

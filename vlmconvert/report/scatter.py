@@ -14,7 +14,7 @@ from vlmconvert.console import format_size
 from vlmconvert.report.figures import SHARES, format_figure
 from vlmconvert.report.variants import Variant, Yardstick, checkpoint_size
 
-__all__ = ["Label", "Mark", "Scatter", "Tick", "confidence", "pareto_front", "scatter", "ticks"]
+__all__ = ["Label", "Mark", "Scatter", "Tick", "confidence", "pareto_front", "place_labels", "scatter", "ticks"]
 
 # Labels are placed for a box of this size, in CSS pixels; in a wider box they are only further apart.
 _WIDTH, _HEIGHT = 560, 300
@@ -141,7 +141,7 @@ def scatter(variants: Sequence[Variant], yardstick: Yardstick) -> Scatter:
         (x1, y1), (x2, y2) = ((x(points[index][0]), y(points[index][1])) for index in (before, after))
         stairs += [(x1, y1, x2, y1), (x2, y2, x2, y1)]
     names = ["checkpoint" if len(checkpoints) == 1 else model for model, _size, _score in checkpoints]
-    labels = _place_labels(
+    labels = place_labels(
         [(x(size), y(score)) for size, score in points + references],
         [f"{variant.number} {variant.precision}" for variant, _item in chosen] + names,
         stairs,
@@ -190,7 +190,7 @@ def _tick_text(value: float, step: float, shares: bool) -> str:
     return f"{100 * value:.{digits}f} %"
 
 
-def _place_labels(
+def place_labels(
     points: Sequence[tuple[float, float]], texts: Sequence[str], lines: Sequence[tuple[float, float, float, float]]
 ) -> list[Label]:
     """Place the label of each point where it covers no point, no line and no other label.
