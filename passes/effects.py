@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,6 @@ from passes.validate.comparison import kl_divergence
 from passes.vocabulary import Block, Component, HostStep
 
 __all__ = ["effects"]
-
-# Last positions of a sample whose logits are compared: they belong to its answer.
-_JUDGED = 64
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,10 @@ def effects(
     chain: FloatChain,
     variants: Sequence[frozenset[int]],
     probes: BlockModels,
+    answers: Mapping[str, int],
     step: Callable[[str], None] = lambda label: None,
 ) -> list[float]:
-    """Mean KL divergence from the float model, in nats, for each of several replacements of blocks.
+    """Mean KL divergence from the float model along the answers, in nats, for each of several replacements of blocks.
 
     The chain's activations are removed from the store as soon as no later block needs them.
 
@@ -49,10 +47,12 @@ def effects(
         chain: the float model and the samples; its last block makes the logits.
         variants: for each replacement, the numbers of the replaced blocks in the chain.
         probes: the blocks that take their place.
+        answers: name of a sample's file -> position of the first token of its answer.
         step: called with a label after each block.
     """
+    chain.store.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=chain.store.root, prefix=".effects-") as folder:
-        walk = _Walk(chain, variants, probes, Path(folder))
+        walk = _Walk(chain, variants, probes, answers, Path(folder))
         for number, (component, node) in enumerate(chain.nodes):
             walk.pass_by(number)
             if isinstance(node, Block):
@@ -66,9 +66,20 @@ class _Walk:
     """A walk along the chain, with the activations of every replacement that differ from those of the float model."""
 
     def __init__(
-        self, chain: FloatChain, variants: Sequence[frozenset[int]], probes: BlockModels, folder: Path
+        self,
+        chain: FloatChain,
+        variants: Sequence[frozenset[int]],
+        probes: BlockModels,
+        answers: Mapping[str, int],
+        folder: Path,
     ) -> None:
-        self._chain, self._variants, self._probes, self._folder = chain, variants, probes, folder
+        self._chain, self._variants, self._probes, self._answers, self._folder = (
+            chain,
+            variants,
+            probes,
+            answers,
+            folder,
+        )
         self._last = len(chain.nodes) - 1
         self.divergences: list[list[np.ndarray]] = [[] for _ in variants]
 
@@ -90,19 +101,24 @@ class _Walk:
         probe = self._probes.compute(component, block) if replaced else compute
 
         def look(sample: str, inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> None:
-            logits = [np.array(value[:, -_JUDGED:]) for value in outputs.values()] if number == self._last else []
+            logits = self._judged(sample, outputs) if number == self._last else None
             for variant in begun:
                 changed = self._changed(number, variant, sample)
-                if variant not in replaced and not changed:
-                    continue
-                made = (probe if variant in replaced else compute)(inputs | changed)
-                if logits:
-                    (found,) = (value[:, -_JUDGED:] for value in made.values())
-                    self.divergences[variant].append(kl_divergence(logits[0], found).ravel())
-                else:
+                other = variant in replaced or changed
+                made = (probe if variant in replaced else compute)(inputs | changed) if other else None
+                if logits is not None:
+                    found = logits if made is None else self._judged(sample, made)
+                    self.divergences[variant].append(kl_divergence(logits, found).ravel())
+                elif made is not None:
                     self._keep(number, variant, sample, made)
 
         self._chain.visit(number, look, _Given(compute))
+
+    def _judged(self, sample: str, outputs: dict[str, np.ndarray]) -> np.ndarray:
+        """The logits that predict the tokens of a sample's answer; those of its last token, if the answer is cut off."""
+        (logits,) = outputs.values()
+        last = logits.shape[1] - 1
+        return np.array(logits[:, min(self._answers[sample], last) - 1 : max(last, 1)])
 
     def _host_step(self, number: int, step: HostStep, begun: Sequence[int]) -> None:
         for inputs in self._chain.available(number):

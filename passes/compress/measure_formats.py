@@ -7,14 +7,14 @@ figures here divide that among the layers of the block, and among the formats of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calibration.activations import read_activations
+from calibration.activations import BlockInputs, read_activations
 from manifests.files import read_json
 from passes.base import Context, Form, Intermediate
 from passes.block_pass import BlockPass, BlockResults, FloatBlocks
@@ -68,6 +68,7 @@ class MeasureFormatsPass(BlockPass):
     """
 
     name = "measure-formats"
+    version = 2
 
     symmetric: bool = False
 
@@ -113,15 +114,21 @@ class MeasureFormatsPass(BlockPass):
         ]
         weights = {layer.tensor: np.array(weight_of(layer.product).data) for layer in layers}
         shapes = {tensor: source.tensor_info(tensor).shape for tensor in weights}
+        if not layers:
+            return []
         groups = by_input(layers)
-        measured = measure_inputs(model, source, [group[0].input for group in groups]) if groups else []
+        # Codes that make up for each other's errors do so best on the samples that they are chosen by, so they are judged by others.
+        seen, others = (
+            measure_inputs(model, replace(source, activations=samples), [group[0].input for group in groups])
+            for samples in _halves(source.activations)
+        )
         del model
         shares = self._shares(source, weights)
         made = []
-        for group, inputs in zip(groups, measured, strict=True):
+        for group, inputs, judges in zip(groups, seen, others, strict=True):
             codes = rounding(inputs)
             made += [
-                self._errors(tensor, weights[tensor], shapes[tensor], inputs.hessian, codes, shares[tensor])
+                self._errors(tensor, weights[tensor], shapes[tensor], judges.hessian, codes, shares[tensor])
                 for tensor in (layer.tensor for layer in group)
             ]
         return made
@@ -190,6 +197,11 @@ class MeasureFormatsPass(BlockPass):
         assert size is not None
         lattice = whole_range_lattice(weight, size, self.symmetric)
         return lattice.values(nearest_codes(weight, lattice))
+
+
+def _halves(samples: Sequence[BlockInputs]) -> tuple[tuple[BlockInputs, ...], tuple[BlockInputs, ...]]:
+    """Every other sample, and the rest; both times the same one if there is only one."""
+    return (tuple(samples[::2]), tuple(samples[1::2])) if len(samples) > 1 else (tuple(samples),) * 2
 
 
 def _in_8_bit(weight: Floats) -> Floats:

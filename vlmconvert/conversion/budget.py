@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from manifests.errors import BadInputError
 from manifests.files import read_json
 from manifests.model import SizeBudget, SizePoint
 from passes.block_pass import BlockResults
-from passes.chain import Compute, openvino_compute
+from passes.chain import Compute, FloatChain, openvino_compute
 from passes.compress.budget import Cost, choose_formats, size_curve
 from passes.compress.formats import INT8, stored_bits
 from passes.compress.measure_formats import PROBE_GROUP, LayerErrors, MeasureFormatsPass
@@ -30,6 +30,7 @@ from passes.export.ir import BLOCK_FILE
 from passes.store import digest
 from passes.vocabulary import Block, Component
 from vlmconvert.console import format_size
+from vlmconvert.conversion.answered import answer_places
 from vlmconvert.conversion.build import Build
 from vlmconvert.conversion.plan import Plan, make_plan
 from vlmconvert.families.opened import OpenedModel
@@ -38,17 +39,18 @@ from vlmconvert.precisions import SIDES, load_precision
 from vlmconvert.recipes.recipe import ComponentRecipe, Recipe
 from vlmconvert.targets.base import Target
 
-__all__ = ["MEASURED_SAMPLES", "Fitting", "fitted_recipe", "fitting"]
+__all__ = ["MEASURED_TOKENS", "Fitting", "fitted_recipe", "fitting"]
 
-# Samples by which the errors of layers are measured, and those by which the effects of blocks are.
-MEASURED_SAMPLES, _AT_LOGITS = 16, 8
+# Tokens by which the errors of layers are measured, and tokens of answers by which the effects of blocks are: as many samples are
+# used as have these.
+MEASURED_TOKENS, _ANSWER_TOKENS = 16_384, 1000
 # Replacements of blocks in each component that are measured by themselves.
 _VARIANTS = 12
 _POINTS = 40
 _SMALLEST = "int4-g128"
 # Bytes by which the description of a graph grows for each compressed weight.
-_GRAPH_OF_WEIGHT = 4000
-_VERSION = 1
+_GRAPH_OF_WEIGHT = 5500
+_VERSION = 4
 _BITS = re.compile(r"(\d+(?:\.\d+)?) *bits?")
 _FILE = "effects.json"
 # Precision of the passes by which components get layers of several formats, and that of components that no sample reaches.
@@ -140,7 +142,7 @@ def fitted_recipe(asked: Fitting, build: Build) -> tuple[Recipe, SizeBudget]:
 
     Args:
         asked: what is asked for.
-        build: a conversion by the recipe in `asked`, with `MEASURED_SAMPLES` samples at most.
+        build: a conversion by the recipe in `asked`, whose plan has as many samples as have `MEASURED_TOKENS`, and which holds all.
 
     Returns:
         The recipe with the format of every layer, and the record of the choice.
@@ -227,29 +229,38 @@ def _effects(
     build: Build, variants: Sequence[Sequence[tuple[str, str]]], probes: Mapping[str, BlockResults]
 ) -> list[float]:
     """KL divergence in nats of each replacement; kept in the store."""
-    chain = replace(
-        build.chain,
-        counts={name: min(_AT_LOGITS, count) for name, count in build.chain.counts.items()},
-        watch=lambda component, block: None,
-    )
+    assert build.samples is not None
+    samples, model = build.samples, build.model
+
+    def chain_of(count: int) -> FloatChain:
+        counts = dict.fromkeys(build.chain.counts, count)
+        return replace(build.chain, counts=counts, watch=lambda component, block: None)
+
+    whole = chain_of(len(samples.samples))
     numbers = {
         (component.name, node.name): number
-        for number, (component, node) in enumerate(chain.nodes)
+        for number, (component, node) in enumerate(whole.nodes)
         if isinstance(node, Block)
     }
-    last = max(numbers.values())
     keys = {name: list(results.keys.values()) for name, results in probes.items()}
-    key = digest("effects", _VERSION, chain.inputs_key(last), variants, keys)
+    key = digest("effects", _VERSION, whole.inputs_key(max(numbers.values())), variants, keys)
 
     def make(folder: Path) -> None:
+        found = build.in_helper(answer_places, model.checkpoint.folder, samples, model.family, model.config)
+        build.close_helper()
+        lengths = accumulate(last - first for first, last in found)
+        count = next((count for count, total in enumerate(lengths, 1) if total >= _ANSWER_TOKENS), len(found))
+        chain = chain_of(count)
+        names = [path.name for path in sorted(chain.samples.iterdir())]
+        answers = {name: first for name, (first, _) in zip(names, found, strict=True)}
         with build.stage("what blocks lose", len(numbers)) as step:
             replaced = [frozenset(numbers[block] for block in blocks) for blocks in variants]
-            found = effects(chain, replaced, _Probes(probes, chain.at_once), step)
-        (folder / _FILE).write_text(json.dumps(found), encoding="utf-8")
+            losses = effects(chain, replaced, _Probes(probes, chain.at_once), answers, step)
+        (folder / _FILE).write_text(json.dumps(losses), encoding="utf-8")
 
     folder = build.store.get_or_make(key, make, "what blocks lose in 4 bit")
-    found: list[float] = read_json(folder / _FILE, f"delete {folder}")
-    return found
+    losses: list[float] = read_json(folder / _FILE, f"delete {folder}")
+    return losses
 
 
 @dataclass(frozen=True)
@@ -281,10 +292,11 @@ def _weights(component: Component, model: OpenedModel) -> dict[str, tuple[int, .
 
 
 def _graphs(plan: Plan, model: OpenedModel) -> int:
-    """About the bytes of the files of all graphs: those of the blocks' templates, with the compression of each weight."""
+    """About the bytes of all graphs without weights: those of the blocks' templates, and the compression of each weight."""
     kinds = [block.kind for part in plan.components for block in part.component.blocks]
     weights = sum(len(_weights(part.component, model)) for part in plan.components)
-    sizes = {kind: (model.templates.folder / f"{kind}.xml").stat().st_size for kind in set(kinds)}
+    files = {kind: [model.templates.folder / f"{kind}{end}" for end in (".xml", ".bin")] for kind in set(kinds)}
+    sizes = {kind: sum(path.stat().st_size for path in paths) for kind, paths in files.items()}
     return sum(sizes[kind] for kind in kinds) + _GRAPH_OF_WEIGHT * weights
 
 

@@ -6,8 +6,9 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from manifests.model import Source as SourceRecord
 from passes.store import Store, library_versions
 from vlmconvert.console import Reporter, format_size
 from vlmconvert.conversion.bounds import weight_bounds
-from vlmconvert.conversion.budget import MEASURED_SAMPLES, fitted_recipe, fitting
+from vlmconvert.conversion.budget import MEASURED_TOKENS, fitted_recipe, fitting
 from vlmconvert.conversion.build import Build, Contents
 from vlmconvert.conversion.disk import check_disk, check_store, on_one_disk, prune_store, store_limit
 from vlmconvert.conversion.forecast import Forecast, choose_resources, forecast
@@ -177,7 +178,7 @@ def _convert(request: Request, reporter: Reporter) -> Converted:
         if request.max_size is not None:
             recipe, budget = _fitted(request, recipe, target, model, store, memory, helper, reporter)
         plan = make_plan(recipe, target, model)
-        name = f"{Path(checkpoint.model).name}-{plan.label}"
+        name = f"{Path(checkpoint.model).name}-{_label(request, target) or plan.label}"
         output = request.output or Path(name)
         reporter.table(plan_table(plan, checkpoint.dtype))
         if (layers := layers_table(plan)) is not None:
@@ -312,14 +313,15 @@ def _fitted(
     symmetric = bool(request.pass_options.get("symmetric"))
     options = read_options(target.options, request.target_options, f"--target {target.name}")
     asked = fitting(request.max_size, recipe, sides, target, options, model, symmetric)
-    if request.output is not None:
-        check_replaceable(request.output, model.checkpoint.folder, request.force)
-    few = min(MEASURED_SAMPLES, recipe.calibration.samples)
-    calibration = recipe.calibration.model_copy(update={"samples": few, "vision_samples": few})
-    plan = make_plan(asked.recipe.model_copy(update={"calibration": calibration}), target, model)
+    output = request.output or Path(f"{Path(model.checkpoint.model).name}-{_label(request, target)}")
+    check_replaceable(output, model.checkpoint.folder, request.force)
+    plan = make_plan(asked.recipe, target, model)
     samples = calibration_samples(plan, model)
     try_processor(model, helper, store, reporter)
-    sketch = sketch_sample(model, samples, calibration.sequence_length, helper, store, reporter)
+    sketch = sketch_sample(model, samples, plan.calibration.sequence_length, helper, store, reporter)
+    few = min(plan.calibration.samples, ceil(MEASURED_TOKENS / sketch.tokens))
+    calibration = plan.calibration.model_copy(update={"samples": few, "vision_samples": few})
+    plan = replace(plan, calibration=calibration)
     expect = partial(forecast, plan, model, sketch, measure_machine(), None, False)
     blocks = max(len(item.component.blocks) for item in plan.components)
     resources, _ = choose_resources(request.workers, False, blocks, memory, expect)
@@ -331,6 +333,11 @@ def _fitted(
             workers = cleanup.enter_context(_cluster(request, target, model.checkpoint, store))
         build = Build(completed, plan, samples, source, store, workers, resources.at_once, helper, reporter)
         return fitted_recipe(asked, build)
+
+
+def _label(request: Request, target: Target) -> str | None:
+    """The part of the artifact's default name that takes the place of the plan's, if layers have formats by size."""
+    return f"{target.name}-{''.join(request.max_size.split())}" if request.max_size is not None else None
 
 
 def _recipe(request: Request, target: Target, model: OpenedModel) -> Recipe:
