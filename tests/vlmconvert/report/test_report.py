@@ -10,9 +10,11 @@ from manifests.bench import BENCH_NAME
 from manifests.errors import BadInputError
 from manifests.evaluation import EVALUATION_FOLDER, IMAGES_FOLDER, read_predictions
 from manifests.io import read_manifest, write_manifest
+from manifests.model import SizeBudget, SizePoint
 from tests.conftest import vlmconvert
 from vlmconvert.report.figures import format_change, format_figure
 from vlmconvert.report.gallery import thumbnail
+from vlmconvert.report.losses import loss_chart
 from vlmconvert.report.page import render_report
 from vlmconvert.report.scatter import confidence, pareto_front, ticks
 from vlmconvert.report.variants import common_yardstick, read_variants
@@ -285,3 +287,22 @@ def test_confidence_is_wilson():
     # R: binom::binom.wilson(197, 200) and (200, 200)
     assert confidence(0.985, 200) == pytest.approx((0.95682, 0.99489), abs=1e-4)
     assert confidence(1.0, 200) == pytest.approx((0.98116, 1.0), abs=1e-4)
+
+
+def test_sizes_are_drawn_against_divergences(artifacts, tmp_path):
+    page = Page(render_report(artifacts))
+    assert "Size and loss" in page.text
+    assert "expected to lose" not in page.text
+    points = [SizePoint(size=2_000_000 + 500_000 * index, kl=0.01 * 0.5**index) for index in range(6)]
+    manifest = read_manifest(artifacts[2])
+    fitted = manifest.model_copy(update={"size_budget": SizeBudget(limit=3_600_000, kl=0.001, curve=points)})
+    folder = tmp_path / "fitted"
+    folder.mkdir()
+    write_manifest(fitted, folder)
+    chart = loss_chart(read_variants([*artifacts, folder]), None)
+    assert len(chart.curves) == len(points) - 1
+    assert all(x1 < x2 and y1 < y2 for x1, y1, x2, y2 in chart.curves)
+    assert all(0 <= value <= 100 for line in chart.curves for value in line)
+    assert [mark.number for mark in chart.marks] == [f"{number}" for number in range(1, len(artifacts) + 2)]
+    assert "expected to lose" in Page(render_report([*artifacts, folder])).text
+    assert loss_chart(read_variants(artifacts[:1]), None) is None
