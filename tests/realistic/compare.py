@@ -5,7 +5,8 @@
     python -m tests.realistic.compare build/realistic --row int4-awq --row int4-gptq --calibration scenes
 
 The texts are the conversations that vlmconvert holds out, with their photos, and passages of Python's documentation. Figures are
-means over their tokens, along the texts, against the checkpoint in torch. Sizes are those of the language model.
+means over their tokens, along the texts, against the checkpoint in torch; the cosine is the least of an image's features with those of
+the checkpoint. Sizes are those of the language model.
 """
 
 from __future__ import annotations
@@ -29,18 +30,23 @@ from rich.table import Table
 
 from calibration.sources import held_out_texts, load_samples
 from passes.validate.comparison import kl_divergence
+from passes.validate.model import Model
 from vlmconvert.families import load_family
 from vlmconvert.running.open import open_runner
 
 LANGUAGE_MODEL = "openvino_language_model"
 GROUP, SAMPLES = 64, 64
 _PASSAGES, _LETTERS = 12, 1200
+FLOAT_VISION = ("--vision", "fp32")
 OURS: Mapping[str, tuple[str, ...]] = {
-    "int8": ("int8",),
-    "int4": ("int4",),
-    "int4-awq without scale estimation": ("int4-awq", "--no-scale-estimation"),
-    "int4-awq": ("int4-awq",),
-    "int4-gptq": ("int4-gptq",),
+    "int8": ("--llm", "int8", *FLOAT_VISION),
+    "int4": ("--llm", "int4", *FLOAT_VISION),
+    "int4-awq without scale estimation": ("--llm", "int4-awq", "--no-scale-estimation", *FLOAT_VISION),
+    "int4-awq": ("--llm", "int4-awq", *FLOAT_VISION),
+    "int4-gptq": ("--llm", "int4-gptq", *FLOAT_VISION),
+    "--max-size": ("--max-size", "121.8MB", *FLOAT_VISION),  # the size of int4-gptq
+    "vision int8": ("--llm", "fp32", "--vision", "int8"),
+    "vision int8-ptq": ("--llm", "fp32", "--vision", "int8-ptq"),
 }
 NNCF: Mapping[str, Mapping[str, bool]] = {
     "NNCF, AWQ and scale estimation": {"awq": True, "scale_estimation": True},
@@ -67,6 +73,14 @@ class Loss:
     agreement: float
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What the checkpoint computes: logits [tokens, vocabulary] for the judged tokens of a text, and features of its images."""
+
+    logits: np.ndarray
+    features: np.ndarray | None
+
+
 def texts(folder: Path) -> Iterator[Text]:
     """The held-out texts of a checkpoint's or artifact's processor."""
     family = load_family("llava")
@@ -90,10 +104,16 @@ def documentation() -> list[str]:
     return [whole[place : place + _LETTERS] for place in range(distance // 2, len(whole), distance)]
 
 
-def reference_logits(checkpoint: Path, used: list[Text]) -> list[np.ndarray]:
-    """The checkpoint's logits [tokens, vocabulary] for the judged tokens of each text."""
+def computed(model: Model, text: Text) -> Expected:
+    """What a model computes for a text."""
+    logits = model.prefill(text.processed)[0, text.first - 1 : -1]
+    return Expected(logits, model.handed.get("image_features") if text.kind == "photos" else None)
+
+
+def expected_of(checkpoint: Path, used: list[Text]) -> list[Expected]:
+    """What the checkpoint computes for each text."""
     model = load_family("llava").reference(checkpoint)
-    return [model.prefill(text.processed)[0, text.first - 1 : -1] for text in used]
+    return [computed(model, text) for text in used]
 
 
 def size_of(artifact: Path) -> int:
@@ -101,16 +121,26 @@ def size_of(artifact: Path) -> int:
     return (artifact / f"{LANGUAGE_MODEL}.bin").stat().st_size
 
 
-def losses(reference: list[np.ndarray], artifact: Path, used: list[Text]) -> dict[str, Loss]:
+def losses(reference: list[Expected], artifact: Path, used: list[Text]) -> dict[str, Loss]:
     """What an artifact with `--logits all` loses on each kind of text, and on all of them."""
     runner = open_runner(artifact)
     found: dict[str, list[np.ndarray]] = {}
     for text, expected in zip(used, reference, strict=True):
-        logits = runner.prefill(text.processed)[0, text.first - 1 : -1]
-        row = tokens_of(expected, logits, text)
+        row = tokens_of(expected.logits, computed(runner, text).logits, text)
         for kind in (text.kind, "all"):
             found.setdefault(kind, []).append(row)
     return {kind: mean(rows) for kind, rows in found.items()}
+
+
+def cosine(reference: list[Expected], artifact: Path, used: list[Text]) -> float:
+    """The least cosine of an image's features with those of the checkpoint."""
+    runner = open_runner(artifact)
+    pairs = [
+        (expected.features.ravel(), computed(runner, text).features.ravel())
+        for text, expected in zip(used, reference, strict=True)
+        if expected.features is not None
+    ]
+    return min(float(one @ other / np.linalg.norm(one) / np.linalg.norm(other)) for one, other in pairs)
 
 
 def tokens_of(expected: np.ndarray, logits: np.ndarray, text: Text) -> np.ndarray:
@@ -127,10 +157,10 @@ def mean(rows: list[np.ndarray]) -> Loss:
     return Loss(float(kl), float(np.exp(loss)), float(agreement))
 
 
-def convert(checkpoint: Path, llm: tuple[str, ...], output: Path, store: Path, *options: str) -> float:
+def convert(checkpoint: Path, precisions: tuple[str, ...], output: Path, store: Path, *options: str) -> float:
     """Convert in a process of its own; returns the seconds."""
     start = time.monotonic()
-    command = [sys.executable, "-m", "vlmconvert", "llava", str(checkpoint), "--llm", *llm, "--vision", "fp32"]
+    command = [sys.executable, "-m", "vlmconvert", "llava", str(checkpoint), *precisions]
     places = ["-o", str(output), "--store", str(store), "--no-validate", "--logits", "all"]
     subprocess.run([*command, *places, *options], check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - start
@@ -195,23 +225,23 @@ def main(checkpoint: Path, rows: tuple[str, ...], calibration: str) -> None:
     """Print the table."""
     console = Console(stderr=True)
     used = list(texts(checkpoint))
-    reference = reference_logits(checkpoint, used)
-    own = [tokens_of(expected, expected, text) for text, expected in zip(used, reference, strict=True)]
+    reference = expected_of(checkpoint, used)
+    own = [tokens_of(expected.logits, expected.logits, text) for text, expected in zip(used, reference, strict=True)]
     tokens = sum(map(len, own))
     table = Table(title=f"calibrated on {calibration}; {tokens} tokens, perplexity {mean(own).perplexity:.1f}")
     kinds = sorted({text.kind for text in used})
-    for column in ("recipe", "KL", *(f"KL {kind}" for kind in kinds), "perplexity", "top-1", "MB", "s"):
+    for column in ("recipe", "KL", *(f"KL {kind}" for kind in kinds), "perplexity", "top-1", "cosine", "MB", "s"):
         table.add_column(column, justify="left" if column == "recipe" else "right")
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         made: dict[str, Callable[[Path], float]] = {
-            name: lambda output, llm=llm: convert(
-                checkpoint, llm, output, work / "store", "--calibration", calibration, "--samples", f"{SAMPLES}"
+            name: lambda output, precisions=precisions: convert(
+                checkpoint, precisions, output, work / "store", "--calibration", calibration, "--samples", f"{SAMPLES}"
             )
-            for name, llm in OURS.items()
+            for name, precisions in OURS.items()
         }
         if set(rows) & set(NNCF):
-            convert(checkpoint, ("fp32",), work / "float", work / "store")
+            convert(checkpoint, ("--llm", "fp32", *FLOAT_VISION), work / "float", work / "store")
         made |= {name: partial(nncf, work / "float", calibration, **how) for name, how in NNCF.items()}
         for name in rows:
             console.print(f"{name} ...")
@@ -225,6 +255,7 @@ def main(checkpoint: Path, rows: tuple[str, ...], calibration: str) -> None:
                 *row,
                 f"{whole.perplexity:.2f}",
                 f"{whole.agreement:.3f}",
+                f"{cosine(reference, output, used):.5f}",
                 f"{size_of(output) / 1e6:.1f}",
                 f"{seconds:.0f}",
             )
