@@ -120,7 +120,7 @@ class CalibrationSettings(_Record):
     """Which calibration samples compression uses."""
 
     source: str = Field(
-        default="scenes", description="mixed, scenes, a folder, COCO or VQAv2 JSON, TSV, or a datasets id[:split]"
+        default="mixed", description="mixed, scenes, a folder, COCO or VQAv2 JSON, TSV, or a datasets id[:split]"
     )
     samples: int = Field(default=64, ge=0, description="number of prompts for passes over single blocks; 0 for none")
     vision_samples: int = Field(default=100, ge=1, description="number of samples for passes that quantize activations")

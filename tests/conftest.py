@@ -26,9 +26,11 @@ from vlmconvert.commands.cli import main
 from vlmconvert.conversion import convert as conversion
 from vlmconvert.conversion.helper import Helper
 from vlmconvert.conversion.machine import cores, free_memory, measure_machine
-from vlmconvert.families import demo_checkpoint
+from vlmconvert.families import FAMILIES, demo_checkpoint
 
 _run = Helper.run
+# The demos know scenes alone, and long texts take longer.
+COMMANDS, CALIBRATION = ("convert", *FAMILIES.names), {"calibration": "scenes"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:
     """Run the command line in this process, which trusts the store no more than a new process would."""
     _intact.clear()
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=input)
+    return CliRunner().invoke(
+        main, [str(argument) for argument in arguments], input=input, default_map=dict.fromkeys(COMMANDS, CALIBRATION)
+    )
 
 
 def exhaustive_but(kept: Iterable[object], values: Iterable[object]) -> list[object]:

@@ -48,7 +48,7 @@ def convert(
     vision: str | None = None,
     max_size: str | None = None,
     recipe: StrPath | Recipe | None = None,
-    calibration: str = "scenes",
+    calibration: str = "mixed",
     samples: int = 64,
     vision_samples: int = 100,
     sequence_length: int = 0,

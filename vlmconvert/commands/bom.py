@@ -20,8 +20,8 @@ __all__ = ["bom"]
 
     \b
     Examples:
-      vlmconvert bom mllama-openvino-int4-awq-int8-ptq
-      vlmconvert bom mllama-openvino-int4-awq-int8-ptq -o bom.cdx.json
+      vlmconvert bom mllama-openvino-int4-gptq-int8-ptq
+      vlmconvert bom mllama-openvino-int4-gptq-int8-ptq -o bom.cdx.json
     """
 )
 @click.argument("folder", type=click.Path(path_type=Path))

@@ -106,7 +106,7 @@ def _options() -> list[click.Parameter]:
         ),
         click.Option(["--vision-samples"], default=100, show_default=True, help="int8-ptq: number of calibration samples."),
         click.Option(["--calibration"],
-            default="scenes",
+            default="mixed",
             show_default=True,
             help="Source of calibration samples: mixed (photos, texts and drawn images), scenes (drawn images alone), a folder, COCO or VQAv2 JSON, TSV, or a datasets id[:split].",
         ),

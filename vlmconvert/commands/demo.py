@@ -19,7 +19,7 @@ __all__ = ["demo"]
 
     \b
     Examples:
-      vlmconvert demo mllama-openvino-int4-awq-int8-ptq
+      vlmconvert demo mllama-openvino-int4-gptq-int8-ptq
       vlmconvert demo out-fp16 out-int4-awq --port 8080
     """
 )

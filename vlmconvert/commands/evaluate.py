@@ -27,7 +27,7 @@ __all__ = ["evaluate"]
 
     \b
     Examples:
-      vlmconvert evaluate mllama-openvino-int4-awq-int8-ptq
+      vlmconvert evaluate mllama-openvino-int4-gptq-int8-ptq
       vlmconvert evaluate llama-int4 --data captions.json:images --metrics cider,bleu4,rouge_l,kl
       vlmconvert evaluate llama-int4 --data questions.json,annotations.json:val2014 --metrics vqa --evalai answers.json
     """

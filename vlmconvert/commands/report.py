@@ -20,7 +20,7 @@ __all__ = ["report"]
 
     \b
     Examples:
-      vlmconvert report mllama-openvino-int4-awq-int8-ptq
+      vlmconvert report mllama-openvino-int4-gptq-int8-ptq
       vlmconvert report out-fp16 out-int8 out-int4-awq -o report.html
       vlmconvert report out-int4-awq out-int4-gptq --compare
     """

@@ -29,7 +29,7 @@ __all__ = ["run"]
 
     \b
     Examples:
-      vlmconvert run mllama-openvino-int4-awq-int8-ptq --image scene.png --prompt "What colour is the circle?"
+      vlmconvert run mllama-openvino-int4-gptq-int8-ptq --image scene.png --prompt "What colour is the circle?"
       vlmconvert run llama-int4 --image a.jpg --image b.jpg --prompt - < question.txt
       vlmconvert run llama-int4 --image a.jpg --chat
       vlmconvert run llava-next-video-int4 --video clip.mp4 --prompt "What happens?"

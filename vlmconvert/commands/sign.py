@@ -17,8 +17,8 @@ __all__ = ["sign"]
 
     \b
     Examples:
-      vlmconvert sign mllama-openvino-int4-awq-int8-ptq --private-key private.pem
-      vlmconvert verify mllama-openvino-int4-awq-int8-ptq --public-key public.pem
+      vlmconvert sign mllama-openvino-int4-gptq-int8-ptq --private-key private.pem
+      vlmconvert verify mllama-openvino-int4-gptq-int8-ptq --public-key public.pem
 
     Exit codes: 0 signed, 1 the artifact is not intact, 2 the folder is not an artifact, or the key cannot be used.
     """

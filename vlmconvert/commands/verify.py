@@ -20,9 +20,9 @@ __all__ = ["verify"]
 
     \b
     Examples:
-      vlmconvert verify mllama-openvino-int4-awq-int8-ptq
-      vlmconvert verify mllama-openvino-int4-awq-int8-ptq --json - | jq .passed
-      vlmconvert verify mllama-openvino-int4-awq-int8-ptq --public-key public.pem
+      vlmconvert verify mllama-openvino-int4-gptq-int8-ptq
+      vlmconvert verify mllama-openvino-int4-gptq-int8-ptq --json - | jq .passed
+      vlmconvert verify mllama-openvino-int4-gptq-int8-ptq --public-key public.pem
 
     Exit codes: 0 intact, 1 a check failed, 2 the folder is not an artifact, or not signed.
     """

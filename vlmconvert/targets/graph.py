@@ -42,7 +42,7 @@ class GraphTarget(Target):
         suffixes: endings of a component's two files: the file of the graph, and that of the weights.
     """
 
-    precisions: ClassVar[Mapping[str, str]] = {"language": "int4-awq", "vision": "int8-ptq"}
+    precisions: ClassVar[Mapping[str, str]] = {"language": "int4-gptq", "vision": "int8-ptq"}
     options: ClassVar[tuple[Option, ...]] = (LOGITS,)
     traced: ClassVar[bool] = True
     suffixes: ClassVar[tuple[str, str]]
