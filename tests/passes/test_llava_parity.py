@@ -28,12 +28,17 @@ CHECKPOINTS = {
         "dtype": torch.float16,
         "text_options": {"sliding_window": 12},
     },
-    "llava, qwen2 tied, siglip, two layers, no bias": {
+    "llava, qwen2 tied with windows in some layers, siglip, two layers, no bias": {
         "text": "qwen2",
         "vision": "siglip",
         "layer": [0, -2],
         "multimodal_projector_bias": False,
-        "text_options": {"tie_word_embeddings": True},
+        "text_options": {
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 12,
+            "max_window_layers": 1,
+        },
     },
     "llava, qwen3, clip, two layers": {"text": "qwen3", "layer": [1, -1], "dtype": torch.float32},
     "llava, llama with biases and scaled positions, full": {
@@ -61,7 +66,7 @@ CASES_BUILT += [
 
 KEPT = [
     ("llava, mistral with a window, siglip, full", "openvino"),
-    ("llava, qwen2 tied, siglip, two layers, no bias", "openvino"),
+    ("llava, qwen2 tied with windows in some layers, siglip, two layers, no bias", "openvino"),
     ("llava-next, llama, siglip, full", "openvino"),
     ("llava-next-video, qwen2, maximum", "openvino"),
     ("llava-next-video, llama, clip", "onnx"),

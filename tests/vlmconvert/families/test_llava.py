@@ -133,8 +133,6 @@ def test_a_damaged_text_embedding_is_named(places, tmp_path):
         ({"text_options": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}}},
          "change with the length of the prompt (rope_type dynamic)"),
         ({"layer": 9}, "takes hidden state 9 of the vision tower"),
-        ({"text": "qwen2", "text_options": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}},
-         "of several kinds"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
@@ -160,6 +158,9 @@ NO_MODEL = "config.json describes no {} that can be made (KeyError: 'nope')"
 @pytest.mark.parametrize(
     ("family", "part", "key", "value", "message"),
     [
+        ("llava", "text_config", "layer_types", ["full_attention", "chunked_attention", "full_attention"],
+         "are of the type chunked_attention"),
+        ("llava", "text_config", "layer_types", ["full_attention"], "has 1 layer_types for 3 layers"),
         ("llava-next-video", None, "spatial_pool_mode", "median", "by median (spatial_pool_mode)"),
         ("llava-next-video", None, "spatial_pool_stride", 0, "stride of 0 (spatial_pool_stride)"),
         ("llava-next-video", None, "spatial_pool_stride", 5, "stride of 5 (spatial_pool_stride)"),

@@ -25,6 +25,9 @@ TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 # Types of rotary embeddings (RoPE) whose frequencies transformers chooses again for every length of the sequence.
 _CHANGING_POSITIONS = ("dynamic", "longrope")
 
+# Types of layers: those that attend to all earlier positions, and those that attend to a window of them.
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
 _MODULES = "vlmconvert.families.parts.decoder_modules"
 _MODEL = "model.language_model"
 
@@ -92,14 +95,21 @@ def language_model(config: dict[str, Any], host_step: HostStep) -> Component:
     )
     logits = float_port("logits", "batch", "sequence", text["vocab_size"])
     dims = {"batch": 2, "sequence": 3, "past_sequence": 4, "total_sequence": 7}
+    every = layer_types(text)
+    # Layers of one type share the mask; a type that is not the only one has values of its own.
+    named = {kind: f"{kind}." if len(set(every)) > 1 else "" for kind in dict.fromkeys(every)}
+    positions = {f"{prefix}positions": _sliding_window(text, kind) for kind, prefix in named.items()}
     kinds = kinds_by_name(
-        Kind(
-            "positions",
-            f"{_MODULES}:positions",
-            (attention_mask, position_ids),
-            (causal_mask, cos, sin),
-            dims,
-            {"sliding_window": _sliding_window(text)},
+        *(
+            Kind(
+                name,
+                f"{_MODULES}:positions",
+                (attention_mask, position_ids),
+                (causal_mask, cos, sin),
+                dims,
+                {"sliding_window": window},
+            )
+            for name, window in positions.items()
         ),
         Kind(
             "decoder_layer",
@@ -112,18 +122,19 @@ def language_model(config: dict[str, Any], host_step: HostStep) -> Component:
     )
     blocks = [
         Block(
-            "positions",
-            "positions",
+            f"{prefix}positions",
+            f"{prefix}positions",
             {},
             {"attention_mask": "attention_mask", "position_ids": "position_ids"},
-            {name: name for name in ("causal_mask", "cos", "sin")},
+            {name: f"{prefix}{name}" for name in ("causal_mask", "cos", "sin")},
             role="glue",
         )
+        for prefix in named.values()
     ]
     state: dict[str, str] = {}
     for index in range(text["num_hidden_layers"]):
         name = f"layers.{index}"
-        ports = {port: port for port in ("causal_mask", "cos", "sin")}
+        ports = {port: f"{named[every[index]]}{port}" for port in ("causal_mask", "cos", "sin")}
         ports["hidden_states"] = "hidden_states" if index else "inputs_embeds"
         outputs = {"hidden_states": "hidden_states"}
         for part in ("key", "value"):
@@ -168,10 +179,16 @@ def check_text_model(config: dict[str, Any]) -> None:
             f"the text model is a {text['model_type']}, which cannot be converted layer by layer: "
             f"use a checkpoint with {', '.join(TEXT_MODELS)}"
         )
-    if len(set(text.get("layer_types") or ())) > 1:
+    every = layer_types(text)
+    if len(every) != text["num_hidden_layers"]:
         raise BadInputError(
-            f"the layers of the {text['model_type']} text model are of several kinds "
-            f"({', '.join(sorted(set(text['layer_types'])))}), which vlmconvert cannot convert: use a model with one kind of layer"
+            f"text_config of config.json has {len(every)} layer_types for {text['num_hidden_layers']} layers: copy config.json from the "
+            "model's page"
+        )
+    if others := sorted(set(every) - set(_LAYER_TYPES)):
+        raise BadInputError(
+            f"layers of the {text['model_type']} text model are of the type {others[0]} (layer_types of text_config in config.json), which "
+            f"vlmconvert cannot convert: use a model with layers of the types {' and '.join(_LAYER_TYPES)}"
         )
     rope_type = (text.get("rope_parameters") or {}).get("rope_type")
     if rope_type in _CHANGING_POSITIONS:
@@ -192,10 +209,14 @@ def check_text_model(config: dict[str, Any]) -> None:
         )
 
 
-def _sliding_window(text: dict[str, Any]) -> int | None:
-    kinds = set(text.get("layer_types") or ())
-    slides = "sliding_attention" in kinds if kinds else text["model_type"] == "mistral"
-    window: int | None = text.get("sliding_window") if slides else None
+def layer_types(text: dict[str, Any]) -> list[str]:
+    """The type of attention of each layer, by transformers' names."""
+    sliding = text["model_type"] == "mistral" and text.get("sliding_window")
+    return text.get("layer_types") or [_LAYER_TYPES[bool(sliding)]] * text["num_hidden_layers"]
+
+
+def _sliding_window(text: dict[str, Any], layer_type: str) -> int | None:
+    window: int | None = text.get("sliding_window") if layer_type == "sliding_attention" else None
     return window
 
 

@@ -33,13 +33,15 @@ class Positions(nn.Module):
     def forward(self, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Additive mask [batch, 1, sequence, total] of 0 and -65504; cosine and sine [batch, sequence, head_dim]."""
         total, sequence = attention_mask.shape[1], position_ids.shape[1]
-        columns = torch.arange(total)
-        rows = torch.arange(sequence) + (total - sequence)
-        visible = columns[None, :] <= rows[:, None]
+        columns = torch.arange(total)[None, None, None]
+        rows = (torch.arange(sequence) + (total - sequence))[None, None, :, None]
+        visible = columns <= rows
+        padding = attention_mask[:, None, None, :].to(torch.bool)
         if self.sliding_window is not None:
-            visible = visible & (columns[None, :] > rows[:, None] - self.sliding_window)
-        visible = visible[None, None] & attention_mask[:, None, None, :].to(torch.bool)
-        mask = (~visible).to(torch.float32) * MASKED
+            every = torch.ones((), dtype=torch.bool)
+            visible = every & (every & (columns > rows + -self.sliding_window) & visible)
+        visible = (visible & padding).expand(attention_mask.shape[0], 1, sequence, total)
+        mask = torch.where(visible, 0.0, MASKED)[..., :total]
         cos, sin = self.rotary_emb(mask, position_ids)
         return mask, cos, sin
 

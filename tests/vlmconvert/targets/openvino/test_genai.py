@@ -207,3 +207,37 @@ def test_the_demo_from_the_same_pixels_and_from_genais_own(tmp_path, store):
             right[way] += found.strip() == answer
     print(f"right of {QUESTIONS}: {right}")
     assert right["same pixels"] >= 0.9 * QUESTIONS > right["its own"]
+
+
+# Text model -> options with a window in all layers, and in all but the first.
+WINDOWS = {
+    "mistral": {"sliding_window": 8},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
+}
+
+
+@pytest.mark.parametrize("text", exhaustive_but(["qwen2"], WINDOWS))
+def test_a_sliding_window_is_seen_by_every_backend(tmp_path, store, text):
+    """Paged attention drops the mask, and finds the window in its operations; the prompt is several windows long."""
+    checkpoint, output = tmp_path / "checkpoint", tmp_path / "out"
+    write_checkpoint(checkpoint, text=text, text_options=WINDOWS[text])
+    result = vlmconvert(
+        "llava", checkpoint, "--llm", "fp32", "--vision", "fp32", "-o", output, "--store", store, "--no-validate"
+    )
+    assert result.exit_code == 0, result.output
+    question = "What colour is the circle, and which shape is to the left of the largest square in this picture?"
+    for count in (0, 1):
+        images = [noise(seed, NATIVE["llava"]) for seed in range(count)]
+        asked = chat_prompt(load_processor(output), ((question, None),), count)
+        expected = ours(output, asked, images)
+        for backend in ("SDPA", "PA"):
+            assert theirs(output, asked, backend, images=[tensor(image) for image in images]) == expected
+    config = json.loads((output / "config.json").read_text())
+    config["text_config"]["sliding_window"] = 100_000
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    wide = tmp_path / "wide"
+    result = vlmconvert(
+        "llava", checkpoint, "--llm", "fp32", "--vision", "fp32", "-o", wide, "--store", store, "--no-validate"
+    )
+    assert result.exit_code == 0, result.output
+    assert ours(wide, asked, images) != expected
