@@ -160,7 +160,6 @@ NO_MODEL = "config.json describes no {} that can be made (KeyError: 'nope')"
     [
         ("llava", "text_config", "layer_types", ["full_attention", "chunked_attention", "full_attention"],
          "are of the type chunked_attention"),
-        ("llava", "text_config", "layer_types", ["full_attention"], "has 1 layer_types for 3 layers"),
         ("llava-next-video", None, "spatial_pool_mode", "median", "by median (spatial_pool_mode)"),
         ("llava-next-video", None, "spatial_pool_stride", 0, "stride of 0 (spatial_pool_stride)"),
         ("llava-next-video", None, "spatial_pool_stride", 5, "stride of 5 (spatial_pool_stride)"),
