@@ -165,6 +165,92 @@ def write_checkpoint(
     return folder
 
 
+# As Gemma's: the token that begins a text, and turns in which the image is a token of its own that the processor expands.
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + message['role'] + '\\n' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<start_of_image>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<end_of_turn>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+
+
+def write_gemma3(
+    folder: Path, *, dtype: torch.dtype = torch.bfloat16, text_options: dict[str, Any] | None = None, **options: Any
+) -> Path:
+    """Write a random Gemma 3 checkpoint; for the arguments see `write_checkpoint`."""
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    names = ("<s>", "</s>", "<unk>", "<pad>", "<start_of_image>", "<image_soft_token>", "<end_of_image>")
+    bpe = build_bpe(480, (*names, "<start_of_turn>", "<end_of_turn>"), "user model")
+    tokens = PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        extra_special_tokens={
+            "boi_token": "<start_of_image>",
+            "image_token": "<image_soft_token>",
+            "eoi_token": "<end_of_image>",
+        },
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    boi, image, eoi = (tokens.convert_tokens_to_ids(name) for name in names[4:])
+    config = transformers.Gemma3Config(
+        text_config={
+            "vocab_size": 512,
+            "hidden_size": WIDTH,
+            "intermediate_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "max_position_embeddings": 2048,
+            "sliding_window": 12,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "bos_token_id": tokens.bos_token_id,
+            "eos_token_id": tokens.eos_token_id,
+            "pad_token_id": tokens.pad_token_id,
+            **(text_options or {}),
+        },
+        vision_config={
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": SIZE,
+            "patch_size": PATCH,
+            "vision_use_head": False,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=boi,
+        image_token_index=image,
+        eoi_token_index=eoi,
+        **options,
+    )
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.1 if "language_model" in name else 0.2)
+            else:
+                parameter.normal_(std=0.1)
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokens.bos_token_id,
+        eos_token_id=tokens.eos_token_id,
+        pad_token_id=tokens.pad_token_id,
+    )
+    torch.nn.Module.to(model, dtype)
+    model.save_pretrained(folder)
+    images = Gemma3ImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    transformers.Gemma3Processor(images, tokens, image_seq_length=4, chat_template=GEMMA_TEMPLATE).save_pretrained(folder)
+    return folder
+
+
 def as_transformers_4(folder: Path) -> Path:
     """Lay a checkpoint's processor out as checkpoints of transformers 4 have it, without what the config says too."""
     path = folder / "processor_config.json"

@@ -32,6 +32,7 @@ FAMILIES = Registry(
         "llava": "vlmconvert.families.llava.family:FAMILY",
         "llava-next": "vlmconvert.families.llava_next.family:FAMILY",
         "llava-next-video": "vlmconvert.families.llava_next_video.family:FAMILY",
+        "gemma3": "vlmconvert.families.gemma3.family:FAMILY",
     },
 )
 

@@ -5,11 +5,14 @@ The token embeddings are a separate graph, so that a runtime can insert image fe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
 from passes.vocabulary import Block, Component, HostStep, Kind, kinds_by_name
 from vlmconvert.families.parts.ports import float_port, int_port
+
+if TYPE_CHECKING:
+    from manifests.model import Port
 
 __all__ = [
     "TEXT_MODELS",
@@ -32,12 +35,15 @@ _MODULES = "vlmconvert.families.parts.decoder_modules"
 _MODEL = "model.language_model"
 
 
-def text_embeddings(config: dict[str, Any], *placeholders: str) -> Component:
+def text_embeddings(
+    config: dict[str, Any], *placeholders: str, module: str = f"{_MODULES}:text_embeddings"
+) -> Component:
     """`input_ids` [batch, sequence] -> `inputs_embeds` [batch, sequence, width].
 
     Args:
         config: the completed config.
         placeholders: keys of the config whose values are the tokens that mark images or videos.
+        module: `Kind.module` of the embeddings.
 
     Raises:
         BadInputError: if one of these tokens has no row in the embedding table.
@@ -55,9 +61,7 @@ def text_embeddings(config: dict[str, Any], *placeholders: str) -> Component:
         name="text_embeddings",
         side="language",
         role="token embeddings",
-        kinds=kinds_by_name(
-            Kind("text_embeddings", f"{_MODULES}:text_embeddings", (input_ids,), (inputs_embeds,), dims)
-        ),
+        kinds=kinds_by_name(Kind("text_embeddings", module, (input_ids,), (inputs_embeds,), dims)),
         blocks=(
             Block(
                 "embed_tokens",
@@ -73,12 +77,16 @@ def text_embeddings(config: dict[str, Any], *placeholders: str) -> Component:
     )
 
 
-def language_model(config: dict[str, Any], host_step: HostStep) -> Component:
+def language_model(
+    config: dict[str, Any], host_step: HostStep, positions: str = f"{_MODULES}:positions", *more: Port
+) -> Component:
     """`inputs_embeds`, `attention_mask`, `position_ids` and the cache -> `logits`.
 
     Args:
         config: the completed config.
         host_step: host step that inserts image features among the text embeddings.
+        positions: `Kind.module` of the mask and the rotary positions; called with `layer_type` and `sliding_window`.
+        more: further inputs of that module.
     """
     text = config["text_config"]
     width = text["hidden_size"]
@@ -98,18 +106,17 @@ def language_model(config: dict[str, Any], host_step: HostStep) -> Component:
     every = layer_types(text)
     # Layers of one type share the mask; a type that is not the only one has values of its own.
     named = {kind: f"{kind}." if len(set(every)) > 1 else "" for kind in dict.fromkeys(every)}
-    positions = {f"{prefix}positions": _sliding_window(text, kind) for kind, prefix in named.items()}
     kinds = kinds_by_name(
         *(
             Kind(
-                name,
-                f"{_MODULES}:positions",
-                (attention_mask, position_ids),
+                f"{prefix}positions",
+                positions,
+                (attention_mask, position_ids, *more),
                 (causal_mask, cos, sin),
                 dims,
-                {"sliding_window": window},
+                {"layer_type": layer_type, "sliding_window": _sliding_window(text, layer_type)},
             )
-            for name, window in positions.items()
+            for layer_type, prefix in named.items()
         ),
         Kind(
             "decoder_layer",
@@ -125,7 +132,7 @@ def language_model(config: dict[str, Any], host_step: HostStep) -> Component:
             f"{prefix}positions",
             f"{prefix}positions",
             {},
-            {"attention_mask": "attention_mask", "position_ids": "position_ids"},
+            {port.name: port.name for port in (attention_mask, position_ids, *more)},
             {name: f"{prefix}{name}" for name in ("causal_mask", "cos", "sin")},
             role="glue",
         )
@@ -159,7 +166,7 @@ def language_model(config: dict[str, Any], host_step: HostStep) -> Component:
         role="language model",
         kinds=kinds,
         blocks=tuple(blocks),
-        inputs=(inputs_embeds, attention_mask, position_ids, int_port("beam_idx", "batch", dtype="i32")),
+        inputs=(inputs_embeds, attention_mask, position_ids, *more, int_port("beam_idx", "batch", dtype="i32")),
         outputs=(logits,),
         state=state,
         logits=True,
@@ -167,25 +174,31 @@ def language_model(config: dict[str, Any], host_step: HostStep) -> Component:
     )
 
 
-def check_text_model(config: dict[str, Any]) -> None:
+def check_text_model(config: dict[str, Any], known: tuple[str, ...] = TEXT_MODELS) -> None:
     """Refuse a text model that cannot be converted layer by layer.
+
+    Args:
+        config: the completed config.
+        known: model types of the text models that can be.
 
     Raises:
         BadInputError: if the model type, its layers, its rotary positions or its heads are not supported.
     """
     text = config["text_config"]
-    if text["model_type"] not in TEXT_MODELS:
+    if text["model_type"] not in known:
         raise BadInputError(
             f"the text model is a {text['model_type']}, which cannot be converted layer by layer: "
-            f"use a checkpoint with {', '.join(TEXT_MODELS)}"
+            f"use a checkpoint with {', '.join(known)}"
         )
     if others := sorted(set(layer_types(text)) - set(_LAYER_TYPES)):
         raise BadInputError(
             f"layers of the {text['model_type']} text model are of the type {others[0]} (layer_types of text_config in config.json), which "
             f"vlmconvert cannot convert: use a model with layers of the types {' and '.join(_LAYER_TYPES)}"
         )
-    rope_type = (text.get("rope_parameters") or {}).get("rope_type")
-    if rope_type in _CHANGING_POSITIONS:
+    # Where types of layers differ in their positions, there are parameters for each type.
+    rope = text.get("rope_parameters") or {}
+    rope_types = {str(part.get("rope_type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
+    for rope_type in sorted(rope_types & set(_CHANGING_POSITIONS)):
         raise BadInputError(
             f"the frequencies of the text model's rotary embeddings change with the length of the prompt (rope_type {rope_type}), which "
             "a graph cannot do: use a checkpoint with another rope_type"

@@ -18,7 +18,7 @@ MASKED = -65504.0
 
 
 class Positions(nn.Module):
-    """The causal mask and the rotary position embedding, computed once for all layers.
+    """The causal mask and the rotary position embedding, computed once for all layers of a type.
 
     Args:
         rotary_emb: transformers' rotary embedding of the model.
@@ -32,18 +32,37 @@ class Positions(nn.Module):
 
     def forward(self, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Additive mask [batch, 1, sequence, total] of 0 and -65504; cosine and sine [batch, sequence, head_dim]."""
-        total, sequence = attention_mask.shape[1], position_ids.shape[1]
-        columns = torch.arange(total)[None, None, None]
-        rows = (torch.arange(sequence) + (total - sequence))[None, None, :, None]
-        visible = columns <= rows
-        padding = attention_mask[:, None, None, :].to(torch.bool)
-        if self.sliding_window is not None:
-            every = torch.ones((), dtype=torch.bool)
-            visible = every & (every & (columns > rows + -self.sliding_window) & visible)
-        visible = (visible & padding).expand(attention_mask.shape[0], 1, sequence, total)
-        mask = torch.where(visible, 0.0, MASKED)[..., :total]
+        mask = additive_mask(attention_mask, position_ids.shape[1], self.sliding_window)
         cos, sin = self.rotary_emb(mask, position_ids)
         return mask, cos, sin
+
+
+def additive_mask(
+    attention_mask: Tensor, sequence: int, sliding_window: int | None, same: Tensor | None = None
+) -> Tensor:
+    """The mask [batch, 1, sequence, total] that attention adds: 0 for positions that a token attends to, else -65504.
+
+    OpenVINO's paged attention drops the mask, and finds a sliding window by the operations of which it is made: what is compared
+    with a constant offset, and what it is combined with (`StateManagementPattern`, since OpenVINO 2025.4). So they stay as they are.
+
+    Args:
+        attention_mask: [batch, total], 0 for padding.
+        sequence: number of tokens, the last of all positions.
+        sliding_window: number of positions that a token attends to, itself included; None for all positions.
+        same: [batch, 1, sequence, total], later positions that a token attends to as well, such as those of its image.
+    """
+    total = attention_mask.shape[1]
+    columns = torch.arange(total)[None, None, None]
+    rows = (torch.arange(sequence) + (total - sequence))[None, None, :, None]
+    visible = columns <= rows
+    if same is not None:
+        visible = visible | same
+    if sliding_window is not None:
+        every = torch.ones((), dtype=torch.bool)
+        visible = every & (every & (columns > rows + -sliding_window) & visible)
+    visible = visible & attention_mask[:, None, None, :].to(torch.bool)
+    visible = visible.expand(attention_mask.shape[0], 1, sequence, total)
+    return torch.where(visible, 0.0, MASKED)[..., :total]
 
 
 class DecoderLayer(nn.Module):
@@ -91,7 +110,7 @@ def text_embeddings(config: dict[str, Any]) -> nn.Module:
         return _text_model(config).embed_tokens
 
 
-def positions(config: dict[str, Any], sliding_window: int | None) -> nn.Module:
+def positions(config: dict[str, Any], layer_type: str, sliding_window: int | None) -> nn.Module:
     """See `Positions`."""
     with torch.device("meta"):
         rotary_emb = _text_model(config).rotary_emb

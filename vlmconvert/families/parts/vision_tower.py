@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
 from passes.vocabulary import Block, Component, Kind, kinds_by_name
-from vlmconvert.families.parts.ports import float_port
+from vlmconvert.families.parts.ports import float_port, renamed
+
+if TYPE_CHECKING:
+    from manifests.model import Port
 
 __all__ = [
     "PROJECTOR_WEIGHTS",
     "VISION_TOWERS",
+    "check_tower",
     "feature_width",
     "has_class",
     "patch_side",
     "patch_tokens",
+    "vision_component",
     "vision_embeddings",
 ]
 
@@ -39,24 +44,51 @@ def vision_embeddings(config: dict[str, Any], project: bool) -> Component:
         BadInputError: if the vision tower is not supported or lacks a chosen layer, or the image size is smaller than a
             patch.
     """
-    vision = config["vision_config"]
     chosen = _chosen_layers(config)
-    _check_sizes(vision)
-    size, width = vision["image_size"], vision["hidden_size"]
-    pixel_values = float_port("pixel_values", "images", vision.get("num_channels", 3), size, size)
-    hidden_states = float_port("hidden_states", "images", _positions(vision), width)
     features = (
         float_port("image_features", "images", patch_tokens(config), config["text_config"]["hidden_size"])
         if project
         else float_port("last_hidden_state", "images", patch_tokens(config), feature_width(config))
     )
-    dims = {"images": 2}
-    taken = tuple(hidden_states.model_copy(update={"name": f"hidden_states.{number}"}) for number in range(len(chosen)))
     last = "select_and_project" if project else "select_features"
+    return vision_component(
+        config,
+        chosen,
+        f"{_MODULES}:{last}",
+        PROJECTOR_WEIGHTS if project else {},
+        features,
+        "multi_modal_projector" if project else "select_features",
+    )
+
+
+def vision_component(
+    config: dict[str, Any], chosen: list[int], module: str, weights: dict[str, str], features: Port, name: str
+) -> Component:
+    """A vision tower whose chosen hidden states a last block turns into features.
+
+    Args:
+        config: the completed config.
+        chosen: numbers of the hidden states that the last block takes: 0 enters the first layer, 1 leaves it, and so on.
+        module: see `Kind.module`; the kind is called after the function.
+        weights: `Block.weights` of the last block; without any it is no layer.
+        features: the output.
+        name: name of the last block.
+
+    Raises:
+        BadInputError: if the vision tower is not supported, or the image size is smaller than a patch.
+    """
+    vision = config["vision_config"]
+    check_tower(vision)
+    size, width = vision["image_size"], vision["hidden_size"]
+    pixel_values = float_port("pixel_values", "images", vision.get("num_channels", 3), size, size)
+    hidden_states = float_port("hidden_states", "images", _positions(vision), width)
+    dims = {"images": 2}
+    taken = tuple(renamed(hidden_states, f"hidden_states.{number}") for number in range(len(chosen)))
+    last = module.rpartition(":")[2]
     kinds = kinds_by_name(
         Kind("vision_embeddings", f"{_MODULES}:vision_embeddings", (pixel_values,), (hidden_states,), dims),
         Kind("vision_layer", f"{_MODULES}:vision_layer", (hidden_states,), (hidden_states,), dims),
-        Kind(last, f"{_MODULES}:{last}", taken, (features,), dims),
+        Kind(last, module, taken, (features,), dims),
     )
     embeddings = {"": f"{_TOWER}.embeddings"}
     if has_class(vision):
@@ -83,23 +115,23 @@ def vision_embeddings(config: dict[str, Any], project: bool) -> Component:
         )
     blocks.append(
         Block(
-            "multi_modal_projector" if project else "select_features",
+            name,
             last,
-            PROJECTOR_WEIGHTS if project else {},
+            weights,
             {port.name: f"hidden_states.{layer}" for port, layer in zip(taken, chosen, strict=True)},
             {features.name: features.name},
-            role="layer" if project else "glue",
+            role="layer" if weights else "glue",
         )
     )
     return Component(
         name="vision_embeddings",
         side="vision",
-        role="vision tower with the projector" if project else "vision tower",
+        role="vision tower with the projector" if weights else "vision tower",
         kinds=kinds,
         blocks=tuple(blocks),
         inputs=(pixel_values,),
         outputs=(features,),
-        aliases={"image_features": "last_hidden_state"} if project else {},
+        aliases={"image_features": "last_hidden_state"} if weights else {},
     )
 
 
@@ -116,11 +148,7 @@ def patch_tokens(config: dict[str, Any]) -> int:
 def _chosen_layers(config: dict[str, Any]) -> list[int]:
     """Numbers of the hidden states that the projector takes: 0 enters the first layer, 1 leaves it, and so on."""
     vision, chosen = config["vision_config"], config["vision_feature_layer"]
-    if vision["model_type"] not in VISION_TOWERS:
-        raise BadInputError(
-            f"the vision tower is a {vision['model_type']}, which cannot be converted layer by layer: "
-            f"use a checkpoint with {', '.join(VISION_TOWERS)}"
-        )
+    check_tower(vision)
     count = vision["num_hidden_layers"] + 1
     layers = chosen if isinstance(chosen, list) else [chosen]
     if not layers:
@@ -136,7 +164,17 @@ def _chosen_layers(config: dict[str, Any]) -> list[int]:
     return [layer % count for layer in layers]
 
 
-def _check_sizes(vision: dict[str, Any]) -> None:
+def check_tower(vision: dict[str, Any]) -> None:
+    """Refuse a vision tower that cannot be converted layer by layer.
+
+    Raises:
+        BadInputError: if its model type is not supported, or its images are smaller than a patch.
+    """
+    if vision["model_type"] not in VISION_TOWERS:
+        raise BadInputError(
+            f"the vision tower is a {vision['model_type']}, which cannot be converted layer by layer: "
+            f"use a checkpoint with {', '.join(VISION_TOWERS)}"
+        )
     size, patch = vision["image_size"], vision["patch_size"]
     if not 0 < patch <= size:
         raise BadInputError(
