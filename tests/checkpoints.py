@@ -29,6 +29,8 @@ TEMPLATE = (
     "{% elif part['type'] == 'video' %}<video>\n{% else %}{{ part['text'] + ' ' }}{% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+# Of the families that `write_checkpoint` writes; Gemma 3 has no vision side to choose.
+FAMILIES = ("llava", "llava-next", "llava-next-video", "gemma3")
 CLASSES = {"llava": "Llava", "llava-next": "LlavaNext", "llava-next-video": "LlavaNextVideo"}
 
 
@@ -96,7 +98,7 @@ def write_checkpoint(
 
     Args:
         folder: to write to.
-        family: llava, llava-next or llava-next-video.
+        family: one of `FAMILIES`.
         text, vision: model types of the two sides.
         layer, strategy: vision_feature_layer and vision_feature_select_strategy.
         dtype: of the weights.
@@ -104,6 +106,8 @@ def write_checkpoint(
         text_options: further entries of the text config.
         options: further entries of the config.
     """
+    if family == "gemma3":
+        return write_gemma3(folder, dtype=dtype, text_options=text_options, **options)
     tokens = tokenizer()
     text_config = AutoConfig.for_model(
         text,
@@ -247,7 +251,9 @@ def write_gemma3(
     torch.nn.Module.to(model, dtype)
     model.save_pretrained(folder)
     images = Gemma3ImageProcessorPil(size={"height": SIZE, "width": SIZE})
-    transformers.Gemma3Processor(images, tokens, image_seq_length=4, chat_template=GEMMA_TEMPLATE).save_pretrained(folder)
+    transformers.Gemma3Processor(images, tokens, image_seq_length=4, chat_template=GEMMA_TEMPLATE).save_pretrained(
+        folder
+    )
     return folder
 
 

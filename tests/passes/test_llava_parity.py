@@ -1,4 +1,4 @@
-"""The float graphs of the LLaVA line against the checkpoint in torch, over families, text models and vision towers."""
+"""The float graphs of the LLaVA line and Gemma 3 against the checkpoint in torch, over text models and vision towers."""
 
 import numpy as np
 import pytest
@@ -54,13 +54,21 @@ CHECKPOINTS = {
     "llava-next-video, llama, clip": {"family": "llava-next-video"},
     "llava-next-video, qwen2, maximum": {"family": "llava-next-video", "text": "qwen2", "spatial_pool_mode": "max"},
     "llava-next-video, llama, convolution": {"family": "llava-next-video", "spatial_pool_mode": "conv"},
+    "gemma3, tied": {"family": "gemma3"},
+    "gemma3, not tied, windows in all layers": {
+        "family": "gemma3",
+        "dtype": torch.float32,
+        "tie_word_embeddings": False,
+        "text_options": {"layer_types": ["sliding_attention"] * 3, "tie_word_embeddings": False},
+    },
 }
 
 
 # For ONNX, one of each family: what differs between text models and vision towers is the same torch module on both sides.
 CASES_BUILT = [(name, "openvino") for name in CHECKPOINTS]
 CASES_BUILT += [
-    (name, "onnx") for name in ("llava, llama, clip", "llava-next, mistral, clip", "llava-next-video, llama, clip")
+    (name, "onnx")
+    for name in ("llava, llama, clip", "llava-next, mistral, clip", "llava-next-video, llama, clip", "gemma3, tied")
 ]
 
 
@@ -68,6 +76,7 @@ KEPT = [
     ("llava, mistral with a window, siglip, full", "openvino"),
     ("llava, qwen2 tied with windows in some layers, siglip, two layers, no bias", "openvino"),
     ("llava-next, llama, siglip, full", "openvino"),
+    ("gemma3, tied", "openvino"),
     ("llava-next-video, qwen2, maximum", "openvino"),
     ("llava-next-video, llama, clip", "onnx"),
 ]

@@ -48,6 +48,7 @@ class Family(ABC):
             a maximum sequence length truncates them.
         config_tensors: key of the config -> in-memory name of the tensor whose values runtimes read under that key.
         tokenizer_graphs: whether OpenVINO GenAI runs this family; GenAI needs the tokenizer and detokenizer as graphs.
+        crops_for_genai: whether GenAI takes the size of this family's images from the settings of a crop alone.
         ascend: names and settings of the family in runtimes for Ascend; None if these runtimes do not support the
             family.
         demo: folder of a small trained checkpoint that comes with the family; None if there is none.
@@ -64,6 +65,7 @@ class Family(ABC):
     sequence_inputs: tuple[str, ...] = ("input_ids", "attention_mask")
     config_tensors: Mapping[str, str] = field(default_factory=dict, hash=False)
     tokenizer_graphs: bool = False
+    crops_for_genai: bool = True
     ascend: AscendFamily | None = None
     demo: Path | None = None
 

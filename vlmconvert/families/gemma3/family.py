@@ -111,4 +111,5 @@ FAMILY = Gemma3(
     processor_outputs=("input_ids", "attention_mask", "token_type_ids", "pixel_values"),
     sequence_inputs=("input_ids", "attention_mask", "token_type_ids"),
     tokenizer_graphs=True,
+    crops_for_genai=False,
 )

@@ -32,11 +32,12 @@ GENAI_FILES = tuple(
 )
 
 
-def write_genai_files(folder: Path) -> None:
+def write_genai_files(folder: Path, crops: bool) -> None:
     """Write the tokenizer and detokenizer graphs, and settings of the image processor that GenAI can read.
 
     Args:
         folder: folder of the artifact, which already has the checkpoint's processor files.
+        crops: see `Family.crops_for_genai`.
 
     Raises:
         ConversionError: if openvino-tokenizers cannot convert the tokenizer.
@@ -56,16 +57,16 @@ def write_genai_files(folder: Path) -> None:
     for name, model in zip((_TOKENIZER, _DETOKENIZER), models, strict=True):
         ov.save_model(model, folder / name, compress_to_fp16=False)
         finish(folder / name)
-    _write_settings(folder)
+    _write_settings(folder, crops)
 
 
-def _write_settings(folder: Path) -> None:
+def _write_settings(folder: Path, crops: bool) -> None:
     """Write the image processor's settings as GenAI reads them; transformers reads the same settings as before.
 
     Settings that GenAI can read already are not changed.
     """
     nested, flat = _read(folder / _PROCESSOR), _read(folder / _SETTINGS)
-    if flat and _as_genai_reads(flat) == flat:
+    if flat and (not crops or _as_genai_reads(flat) == flat):
         return
     # transformers reads processor_config.json before preprocessor_config.json. The original settings are copied to the
     # former, so that transformers does not read those that are written for GenAI.
@@ -76,7 +77,7 @@ def _write_settings(folder: Path) -> None:
         added["video_processor"] = flat
     if not added.keys() <= nested.keys():
         _write(folder / _PROCESSOR, added | nested)
-    _write(folder / _SETTINGS, _as_genai_reads(own))
+    _write(folder / _SETTINGS, _as_genai_reads(own) if crops else own)
 
 
 def _as_genai_reads(settings: dict[str, Any]) -> dict[str, Any]:
