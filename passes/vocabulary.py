@@ -15,7 +15,17 @@ if TYPE_CHECKING:
 
     from manifests.model import Port
 
-__all__ = ["Block", "Component", "HostStep", "Kind", "TensorShapes", "handed_over", "kinds_by_name", "kinds_of"]
+__all__ = [
+    "Block",
+    "Component",
+    "HostStep",
+    "Kind",
+    "TensorShapes",
+    "handed_over",
+    "kinds_by_name",
+    "kinds_of",
+    "operation_name",
+]
 
 TensorShapes = dict[str, tuple[int, ...]]
 
@@ -185,6 +195,17 @@ class Component:
     def tensor_names(self) -> set[str]:
         """In-memory names of all tensors that the component reads; it must be bound."""
         return {name for block in self.blocks for name in block.tensors.values()}
+
+
+def operation_name(tensor: str) -> str:
+    """The name that an operation in a graph has which reads a weight.
+
+    It is the name of its layer; a parameter that is no layer's `weight` has that name itself.
+
+    Args:
+        tensor: in-memory name of the weight.
+    """
+    return tensor.removesuffix(".weight") if tensor.endswith(".weight") else f"{tensor}.operation"
 
 
 def handed_over(components: tuple[Component, ...]) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from passes.compress.observed import Observation, ObservedSource, ObservingPass,
 from passes.export.ir import BLOCK_FILE, finish
 from passes.export.openvino import save_block
 from passes.export.template import BlockSource
+from passes.vocabulary import operation_name
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -96,5 +97,5 @@ def _rivals(source: ObservedSource) -> dict[str, list[np.ndarray]]:
                 weight = source.checkpoint.read(source.templates.names[block.tensors[parameter]])
                 maxima.append(np.abs(weight).max(axis=tuple(place for place in range(weight.ndim) if place != axis)))
         own = [source.block.tensors[parameter] for parameter, _ in shared(source.block.kind, port)]
-        rivals |= dict.fromkeys((tensor.removesuffix(".weight") for tensor in own), maxima)
+        rivals |= dict.fromkeys((operation_name(tensor) for tensor in own), maxima)
     return rivals

@@ -25,7 +25,7 @@ from passes.compat.nncf import WEIGHT_STATISTICS
 from passes.compat.nncf_statistics import ChannelStatistics, Gather, Observed
 from passes.export.template import BlockSource, Templates
 from passes.store import digest
-from passes.vocabulary import Block, Component
+from passes.vocabulary import Block, Component, operation_name
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -78,7 +78,7 @@ class ObservedSource(BlockSource):
     @property
     def floats(self) -> list[str]:
         """Names of the operations whose layers stay float."""
-        return [tensor.removesuffix(".weight") for tensor in sorted(self.layers) if self.layers[tensor] == "fp16"]
+        return [operation_name(tensor) for tensor in sorted(self.layers) if self.layers[tensor] == "fp16"]
 
     def observed_model(self) -> tuple[ov.Model, Gather]:
         """The block's graph with its weights in memory, and the statistics of its observed tensors by their names in it.

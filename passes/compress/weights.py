@@ -23,6 +23,7 @@ from passes.compress.pieces import compress_block
 from passes.compress.sensitivity import MeasureSensitivityPass, ScoredBlocks, layers_in_8_bit
 from passes.export.openvino import save_block
 from passes.export.template import BlockSource
+from passes.vocabulary import operation_name
 
 if TYPE_CHECKING:
     import nncf
@@ -221,4 +222,4 @@ def _ignored(tensors: Iterable[str]) -> nncf.IgnoredScope:
     """
     import nncf
 
-    return nncf.IgnoredScope(names=[tensor.removesuffix(".weight") for tensor in sorted(tensors)], validate=False)
+    return nncf.IgnoredScope(names=[operation_name(tensor) for tensor in sorted(tensors)], validate=False)

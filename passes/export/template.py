@@ -20,7 +20,7 @@ from passes.checkpoint import Checkpoint
 from passes.compat.torch import put_tensor
 from passes.export.ir import check_written
 from passes.header import TensorInfo
-from passes.vocabulary import Block, Component, Kind, TensorShapes, kinds_of
+from passes.vocabulary import Block, Component, Kind, TensorShapes, kinds_of, operation_name
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -91,7 +91,7 @@ class BlockSource:
     def template(self) -> ov.Model:
         """The block's graph with its weights as inputs; other inputs and outputs are named after the kind's ports.
 
-        An operation that reads a weight is named after the weight's tensor (in-memory name without `.weight`).
+        An operation that reads a weight is named after it (`passes.vocabulary.operation_name`).
         """
         import openvino as ov
 
@@ -100,7 +100,7 @@ class BlockSource:
             for target in parameter.output(0).get_target_inputs():
                 node = target.get_node()
                 if node.get_type_name() in {"MatMul", "Gather", "Convolution"}:
-                    node.set_friendly_name(tensor.removesuffix(".weight"))
+                    node.set_friendly_name(operation_name(tensor))
             if tensor in self.rows:
                 first, last = self.rows[tensor]
                 parameter.set_partial_shape(ov.PartialShape([last - first, *parameter.get_partial_shape()[1:]]))

@@ -12,6 +12,7 @@ import numpy as np
 from manifests.errors import ConversionError
 from passes.compat.nncf import INPUT_SCALINGS
 from passes.export.weights import Rows, WeightBytes
+from passes.vocabulary import operation_name
 
 __all__ = ["Activation", "CompressedGraph", "Constant", "QuantizedWeight"]
 
@@ -64,6 +65,13 @@ class QuantizedWeight:
         return _BITS[self.codes.dtype]
 
     @property
+    def axis(self) -> int | None:
+        """The axis whose positions have a scale each; None if there are other scales than these."""
+        long = [place for place, size in enumerate(self.scale.shape) if size > 1]
+        axis = long[0] if long else 0
+        return axis if self.scale.count == self.codes.shape[axis] else None
+
+    @property
     def groups(self) -> int:
         """Number of scales of one row."""
         return self.scale.count // self.codes.shape[0]
@@ -110,7 +118,7 @@ class CompressedGraph:
         key = self._by_name.get(tensor)
         if key is not None and self._is_float(key):
             return self._constant(key)
-        layer = self._by_name.get(tensor.removesuffix(".weight"))
+        layer = self._by_name.get(operation_name(tensor))
         if layer is None or self._type(layer) not in _WEIGHT_PORTS:
             raise ConversionError(f"{self._xml} has no weight {tensor}: remove it from the store and convert again")
         source = self._inputs[layer][_WEIGHT_PORTS[self._type(layer)]]

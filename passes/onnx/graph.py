@@ -11,7 +11,7 @@ import numpy as np
 
 from passes.base import Intermediate
 from passes.export.weights import WeightBytes
-from passes.vocabulary import Block, Component
+from passes.vocabulary import Block, Component, operation_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,7 @@ def read_trace(folder: Path, block: Block) -> ir.Model:
     for value, tensor in weight_values(model, block):
         for reader in weight_readers(value):
             if reader.op_type in _READERS:
-                reader.name = tensor.removesuffix(".weight")
+                reader.name = operation_name(tensor)
     return model
 
 

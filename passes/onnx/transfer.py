@@ -122,7 +122,7 @@ class TransferOnnxPass(TransformPass):
             if kinds == {"Gather"}:
                 for reader in readers:
                     filling.look_up(tensor, weight, reader)
-            elif kinds == {"MatMul"} and not any(item.scale for item in activations):
+            elif kinds == {"MatMul"} and _transposed(value) and not any(item.scale for item in activations):
                 filling.multiply(tensor, weight, value, readers)
             else:
                 filling.dequantize(tensor, weight, value)
@@ -184,10 +184,6 @@ class _Filling:
         """Replace the matrix products with a transposed weight [rows, columns] by MatMulNBits."""
         import onnx_ir as ir
 
-        if any(reader.op_type != "Transpose" for reader in value.consumers()):
-            raise ConversionError(
-                f"{tensor} is multiplied without being transposed, which MatMulNBits requires: use fp16"
-            )
         rows, columns = (int(size) for size in value.shape or ())  # type: ignore[arg-type]
         parts, attributes = self._blocks(tensor, weight, rows, columns)
         for reader in readers:
@@ -273,21 +269,28 @@ class _Filling:
 
         ONNX Runtime transposes constant codes when it loads them, and uses its 8-bit kernels for the remaining operations.
         """
-        codes = weight.codes
-        if weight.bits != 8 or weight.groups != 1:
+        codes, axis = weight.codes, weight.axis
+        if weight.bits != 8 or axis is None:
             raise ConversionError(
-                f"{tensor} is neither a matrix nor a table, and is not in 8 bit with one scale per row: use int8 or fp16"
+                f"{tensor} is neither a matrix nor a table, and is not in 8 bit with one scale per channel: use int8 or fp16"
             )
         dtype = {"u8": "UINT8", "i8": "INT8"}[codes.dtype]
         stored = self.add(tensor, dtype, list(codes.shape), codes.place)
-        parts = [self.add(f"{tensor}/scale", "FLOAT", [codes.shape[0]], weight.scale.converted("F32"))]
+        parts = [self.add(f"{tensor}/scale", "FLOAT", [codes.shape[axis]], weight.scale.converted("F32"))]
         if weight.zero_point is not None:
-            parts.append(self.add(f"{tensor}/zero_point", dtype, [codes.shape[0]], weight.zero_point.place))
+            parts.append(self.add(f"{tensor}/zero_point", dtype, [codes.shape[axis]], weight.zero_point.place))
         first = self.model.graph[0]
         for reader in value.consumers():
             if reader.op_type == "Transpose":
                 turned = self.insert(first, "Transpose", [stored], f"{tensor}/transposed", perm=[1, 0])
-                take_over(reader, self.insert(first, "DequantizeLinear", [turned, *parts], f"{tensor}/float", axis=1))
+                take_over(
+                    reader, self.insert(first, "DequantizeLinear", [turned, *parts], f"{tensor}/float", axis=1 - axis)
+                )
             else:
-                whole = self.insert(first, "DequantizeLinear", [stored, *parts], f"{tensor}/float", axis=0)
+                whole = self.insert(first, "DequantizeLinear", [stored, *parts], f"{tensor}/float", axis=axis)
                 reader.replace_input_with(reader.inputs.index(value), whole)
+
+
+def _transposed(value: ir.Value) -> bool:
+    """Whether all that reads a weight reads it transposed, as MatMulNBits does."""
+    return all(reader.op_type == "Transpose" for reader in value.consumers())
