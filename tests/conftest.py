@@ -50,9 +50,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def vlmconvert(*arguments: str | Path, input: str | None = None) -> Result:
     """Run the command line in this process, which trusts the store no more than a new process would."""
     _intact.clear()
-    return CliRunner().invoke(
-        main, [str(argument) for argument in arguments], input=input, default_map=dict.fromkeys(COMMANDS, CALIBRATION)
-    )
+    typed = [str(argument) for argument in arguments]
+    # A recipe has a calibration of its own.
+    defaults = {} if "--recipe" in typed else dict.fromkeys(COMMANDS, CALIBRATION)
+    return CliRunner().invoke(main, typed, input=input, default_map=defaults)
 
 
 def exhaustive_but(kept: Iterable[object], values: Iterable[object]) -> list[object]:
