@@ -8,7 +8,7 @@ from passes.telemetry import VARIABLES
 from tests.network import observed
 
 DEMO = ("-m", "vlmconvert", "llava", "--llm", "int8", "--vision", "int8-ptq", "--workers", "2")
-FEW = ("--samples", "2", "--vision-samples", "2", "--validation-samples", "2", "-o", "out")
+FEW = ("--calibration", "scenes", "--samples", "2", "--vision-samples", "2", "--validation-samples", "2", "-o", "out")
 
 
 @pytest.mark.slow

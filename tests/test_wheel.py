@@ -78,6 +78,6 @@ def test_it_runs_outside_the_checkout(installed, tmp_path):
         assert Path(folder).is_relative_to(installed.parent)
     assert "mllama" in run(installed / "vlmconvert", "--help", cwd=tmp_path)
     plan = run(installed / "vlmconvert", "mllama", "--dry-run", "--store", "store", cwd=tmp_path, HOME=str(tmp_path))
-    assert "compress-int4-awq" in plan
+    assert "compress-int4-gptq" in plan
     assert "quantize-int8-ptq" in plan
     assert {path.name for path in tmp_path.iterdir()} <= {"store"}

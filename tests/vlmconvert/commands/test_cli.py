@@ -53,10 +53,7 @@ def test_without_a_name_the_demo_goes_to_a_folder_named_after_what_it_is(store, 
 def test_dry_run_stops_after_the_plan(store, tmp_path):
     result = vlmconvert("mllama", "--dry-run", "-o", tmp_path / "out", "--store", store)
     assert result.exit_code == 0, result.output
-    assert (
-        "compress-int4-awq{group_size=64,symmetric=false,ratio=1.0,all_layers=false,scale_estimation=true,data_free=false}"
-        in result.output
-    )
+    assert "compress-int4-gptq{group_size=64,symmetric=false,ratio=1.0,all_layers=false}" in result.output
     assert "quantize-int8-ptq{smooth_quant_alpha=0.6}" in result.output
     assert re.search(
         r"expected with \d workers?: up to [\d.]+ GiB of memory and [\d.]+ MB of disk space, about", result.output
@@ -72,7 +69,8 @@ def test_dry_run_stops_after_the_plan(store, tmp_path):
         (("--ratio", "1.5"), "not a share"),
         (("--smooth-quant-alpha", "2"), "out of range"),
         (("--samples", "-1"), "--samples -1 is too small"),
-        (("--samples", "0"), "scale estimation needs calibration samples"),
+        (("--samples", "0"), "compress-int4-gptq needs calibration samples, but there are none"),
+        (("--llm", "int4-awq", "--samples", "0"), "scale estimation needs calibration samples"),
         (
             ("--samples", "0", "--no-scale-estimation", "--ratio", "0.5"),
             "needs calibration samples, but there are none",
