@@ -200,7 +200,10 @@ def test_debug_shows_the_traceback(store, tmp_path):
     assert "Traceback" in result.output
 
 
-CALIBRATED = ("mllama", "--llm", "int4-awq", "--samples", "2", "--no-validate", "--vision")
+CALIBRATED = (
+    *("mllama", "--llm", "int4-awq", "--calibration", "scenes", "--samples", "2", "--no-validate"),
+    "--vision",
+)
 
 
 @pytest.fixture(scope="module")

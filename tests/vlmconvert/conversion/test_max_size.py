@@ -59,7 +59,7 @@ def test_a_model_of_the_size_of_one_format_for_all_layers_is_better(convert, tmp
 
 
 def test_one_side_may_have_a_precision(convert):
-    fitted, _ = convert("--vision", "int8", "--max-size", "5.5bits")
+    fitted, _ = convert("--vision", "int8", "--max-size", "6.5bits")
     by_name = {component.name: component for component in fitted.components}
     assert by_name["vision_embeddings"].precision == "int8"
     assert not by_name["vision_embeddings"].layers
