@@ -1,4 +1,7 @@
-"""`--max-size`: the size is kept, the choice is recorded, and it is better than one format for all layers."""
+"""`--max-size`: the size is kept, the choice is recorded, and it is better than 4 bit for all layers.
+
+`tests/realistic` compares it with `int4-gptq`, beside which the demos lose too little to tell.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,11 @@ def convert(tmp_path_factory, store):
 
 @pytest.mark.parametrize("target", exhaustive_but(["openvino"], ["openvino", "onnx"]))
 def test_a_model_of_the_size_of_one_format_for_all_layers_is_better(convert, tmp_path, target):
-    uniform, _ = convert("--target", target, "--llm", "int4-gptq", "--vision", "int8")
+    uniform, _ = convert("--target", target, "--llm", "int4", "--vision", "int8")
     limit, recipe = size(uniform), tmp_path / "recipe.toml"
     fitted, output = convert("--target", target, "--max-size", f"{limit}", "--save-recipe", recipe)
     assert 0.93 * limit < size(fitted) <= limit
-    assert kl(fitted) < kl(uniform)
+    assert kl(fitted) < 0.3 * kl(uniform)
     assert "int4-g128" in output
     assert "self_attn.q_proj" in output
     for component in fitted.components:
