@@ -12,7 +12,7 @@ from tests.conftest import exhaustive_but, vlmconvert
 
 pytestmark = pytest.mark.slow
 
-FEW = ("--samples", "16", "--validation-samples", "40")
+FEW = ("--samples", "16", "--validation-samples", "40", "--max-drop", "100")
 
 
 def size(manifest):
