@@ -52,7 +52,7 @@ def test_every_option_is_in_the_recipe(store, tmp_path):
         "smooth_quant_alpha": 0.25,
     }
     settings = {"calibration": "scenes", "samples": 3, "vision_samples": 4, "sequence_length": 99, "seed": 7}
-    recipe, text, _ = dry(tmp_path, family="mllama", logits="all", **options, **settings, store=store)
+    recipe, text, _ = dry(tmp_path, family="mllama", llm="int4-awq", logits="all", **options, **settings, store=store)
     assert recipe.components["language_model"].passes == [
         "split",
         "export-openvino{dtype=f32}",
