@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from manifests.errors import BadInputError, ConversionError
+from passes.formats import stored_bits
 from passes.registry import Registry
 from passes.store import Store
 
@@ -298,7 +299,7 @@ class TransformPass(Pass, ABC):
 
     def override_bits(self, precision: str, shape: tuple[int, ...]) -> float:
         """Bits per value of a weight that gets one of the pass's `overrides`, scales included."""
-        raise NotImplementedError(f"{self.name} has no layers of another precision")
+        return stored_bits(precision, shape)
 
 
 def final_bits(

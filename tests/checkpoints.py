@@ -157,14 +157,7 @@ def write_checkpoint(
                 parameter.normal_(std=0.2)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
-    model.generation_config = transformers.GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id,
-        pad_token_id=tokens.pad_token_id,
-    )
-    torch.nn.Module.to(model, dtype)
-    model.save_pretrained(folder)
+    _save(model, tokens, dtype, folder)
     write_processor(folder, family, vision, strategy)
     return folder
 
@@ -242,6 +235,16 @@ def write_gemma3(
                 parameter.normal_(std=0.1 if "language_model" in name else 0.2)
             else:
                 parameter.normal_(std=0.1)
+    _save(model, tokens, dtype, folder)
+    images = Gemma3ImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    transformers.Gemma3Processor(images, tokens, image_seq_length=4, chat_template=GEMMA_TEMPLATE).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def _save(model: Any, tokens: PreTrainedTokenizerFast, dtype: torch.dtype, folder: Path) -> None:
+    """Write a model with the tokens that begin and end an answer."""
     model.generation_config = transformers.GenerationConfig(
         do_sample=False,
         bos_token_id=tokens.bos_token_id,
@@ -250,11 +253,6 @@ def write_gemma3(
     )
     torch.nn.Module.to(model, dtype)
     model.save_pretrained(folder)
-    images = Gemma3ImageProcessorPil(size={"height": SIZE, "width": SIZE})
-    transformers.Gemma3Processor(images, tokens, image_seq_length=4, chat_template=GEMMA_TEMPLATE).save_pretrained(
-        folder
-    )
-    return folder
 
 
 def as_transformers_4(folder: Path) -> Path:

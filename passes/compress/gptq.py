@@ -15,7 +15,6 @@ import numpy as np
 
 from passes.base import Effort
 from passes.compat.nncf import adjusted_group_size
-from passes.compress.formats import FLOAT, GROUPS, INT8
 from passes.compress.layers import (
     LayerInputs,
     LinearLayer,
@@ -36,6 +35,7 @@ from passes.compress.rounding import (
 )
 from passes.compress.weights import CompressInt4Pass
 from passes.export.template import BlockSource
+from passes.formats import FLOAT, GROUPS, INT8
 
 if TYPE_CHECKING:
     import openvino as ov

@@ -17,12 +17,12 @@ import numpy as np
 from manifests.errors import BadInputError
 from passes.base import Effort, WeightBits
 from passes.compat.nncf_quantize import QUANTIZE_STATISTICS, observed_tensors, quantize
-from passes.compress.formats import FLOAT, INT8, VECTOR_BITS, stored_bits
 from passes.compress.nncf_output import quiet_nncf
 from passes.compress.observed import Observation, ObservedSource, ObservingPass, observation_of
 from passes.export.ir import BLOCK_FILE, finish
 from passes.export.openvino import save_block
 from passes.export.template import BlockSource
+from passes.formats import FLOAT, INT8, VECTOR_BITS, stored_bits
 from passes.vocabulary import operation_name
 
 if TYPE_CHECKING:
@@ -59,10 +59,6 @@ class QuantizeInt8PtqPass(ObservingPass):
 
     def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
         return WeightBits(stored_bits(INT8, shape) if len(shape) > 1 else VECTOR_BITS)
-
-    def override_bits(self, precision: str, shape: tuple[int, ...]) -> float:
-        """See `TransformPass`."""
-        return stored_bits(precision, shape)
 
     def observe(self, model: ov.Model, floats: Sequence[str]) -> Observation:
         """See `ObservingPass`."""

@@ -20,11 +20,11 @@ from passes.base import Context, Form, Intermediate
 from passes.block_pass import BlockPass, BlockResults, FloatBlocks
 from passes.chain import openvino_compute
 from passes.compat.nncf import adjusted_group_size
-from passes.compress.formats import FLOAT, GROUPS, INT8
 from passes.compress.gptq import rounding
 from passes.compress.layers import by_input, linear_layers, measure_inputs, weight_of
 from passes.compress.rounding import Floats, Lattice, choose_lattice, nearest_codes, output_error, whole_range_lattice
 from passes.export.template import BlockSource
+from passes.formats import FLOAT, GROUPS, INT8
 
 if TYPE_CHECKING:
     from passes.block_pass import SplitBlocks

@@ -16,13 +16,13 @@ from manifests.errors import BadInputError
 from passes.base import Context, Effort, TransformPass, WeightBits
 from passes.block_pass import BlockPass, FloatBlocks
 from passes.compat.nncf import LEAST_GROUP_SIZE, adjusted_group_size, compress_int4
-from passes.compress.formats import FLOAT, INT8, VECTOR_BITS, stored_bits
 from passes.compress.nncf_output import quiet_nncf
 from passes.compress.observed import Observation, ObservedSource, ObservingPass, layer_inputs
 from passes.compress.pieces import compress_block
 from passes.compress.sensitivity import MeasureSensitivityPass, ScoredBlocks, layers_in_8_bit
 from passes.export.openvino import save_block
 from passes.export.template import BlockSource
+from passes.formats import FLOAT, INT8, VECTOR_BITS, stored_bits
 from passes.vocabulary import operation_name
 
 if TYPE_CHECKING:
@@ -46,10 +46,6 @@ class CompressInt8Pass(BlockPass):
 
     def weight_bits(self, role: str, layer: str, shape: tuple[int, ...]) -> WeightBits | None:
         return WeightBits(stored_bits(INT8, shape) if len(shape) > 1 else VECTOR_BITS)
-
-    def override_bits(self, precision: str, shape: tuple[int, ...]) -> float:
-        """See `TransformPass`."""
-        return stored_bits(precision, shape)
 
 
 @dataclass(frozen=True)

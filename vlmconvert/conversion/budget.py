@@ -22,11 +22,11 @@ from manifests.model import SizeBudget, SizePoint
 from passes.block_pass import BlockResults
 from passes.chain import Compute, FloatChain, openvino_compute
 from passes.compress.budget import Cost, choose_formats, size_curve
-from passes.compress.formats import INT8, stored_bits
 from passes.compress.measure_formats import PROBE_GROUP, LayerErrors, MeasureFormatsPass
 from passes.compress.weights import CompressInt4Pass
 from passes.effects import effects
 from passes.export.ir import BLOCK_FILE
+from passes.formats import INT8, stored_bits
 from passes.store import digest
 from passes.vocabulary import Block, Component
 from vlmconvert.console import format_size

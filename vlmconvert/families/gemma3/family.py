@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from manifests.errors import BadInputError
 from passes.vocabulary import Component, HostStep
 from vlmconvert.families.base import Family
+from vlmconvert.families.llava.family import Llava
 from vlmconvert.families.parts.decoder import check_text_model, language_model, text_embeddings
 from vlmconvert.families.parts.ports import float_port, int_port
 from vlmconvert.families.parts.vision_tower import check_tower, patch_side, vision_component
@@ -19,15 +20,13 @@ from vlmconvert.families.parts.vision_tower import check_tower, patch_side, visi
 if TYPE_CHECKING:
     import numpy as np
 
-    from passes.validate.model import Model
-
 __all__ = ["FAMILY", "Gemma3"]
 
 _MODULES = "vlmconvert.families.gemma3.modules"
 
 
-class Gemma3(Family):
-    """Gemma 3 with a vision tower."""
+class Gemma3(Llava):
+    """Gemma 3 with a vision tower; features enter as in LLaVA."""
 
     def components(self, config: dict[str, Any]) -> tuple[Component, ...]:
         """Vision tower with pooling and projection, scaled text embeddings, and language model."""
@@ -67,21 +66,12 @@ class Gemma3(Family):
         values = next_decoder_inputs(previous, tokens)
         return values | {"token_type_ids": 0 * values["input_ids"]}
 
-    def image_token(self, config: dict[str, Any]) -> int:
-        return int(config["image_token_index"])
-
-    def image_sizes(self, config: dict[str, Any]) -> list[tuple[int, int]]:
-        """One size, that of the vision tower: the processor resizes every image to it."""
-        size = config["vision_config"]["image_size"]
-        return [(size, size)]
-
     def image_tokens(self, config: dict[str, Any]) -> int:
         return int(config["mm_tokens_per_image"])
 
-    def reference(self, folder: Path) -> Model:
-        from vlmconvert.families.llava.reference import Reference
-
-        return Reference(folder, self.architecture, "image_features")
+    def open_processor(self, folder: Path) -> Any:
+        """See `Family.open_processor`; LLaVA's settings are not needed."""
+        return Family.open_processor(self, folder)
 
 
 def _check_config(config: dict[str, Any]) -> None:
