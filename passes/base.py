@@ -118,11 +118,14 @@ class Effort:
         memory: peak of the memory, as a multiple of the block's weights in float32.
         time: time on one core, as a multiple of that in which it rounds the block's weights to 8 bit with numpy.
         fixed: bytes of memory that do not depend on the weights.
+        hessians: number of matrices in memory with a row and a column, in float32, for each input of the widest layer. The time
+            to sum one up and to invert it is added to `time`.
     """
 
     memory: float
     time: float
     fixed: int = 0
+    hessians: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

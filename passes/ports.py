@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["follow"]
 
-_DTYPES = {"f32": np.float32, "i64": np.int64, "i32": np.int32}
+_DTYPES = {"f32": np.float32, "i64": np.int64, "i32": np.int32, "boolean": np.bool_}
 
 
 def follow(components: Sequence[Component], config: dict[str, Any], inputs: Mapping[str, np.ndarray]) -> None:

@@ -154,7 +154,7 @@ class Component:
         state: input of a block -> output that replaces it in the next call, such as past_key_values.0.key -> present.0.key.
         logits: whether the component has an LM head.
         host_step: the step that a runtime does before the component.
-        aliases: output -> the name under which OpenVINO's runtimes look for it, if that is another one.
+        aliases: input or output -> the name under which OpenVINO's runtimes look for it, if that is another one.
         calibrated: whether calibration samples, which are prompts with one image, reach the component.
     """
 

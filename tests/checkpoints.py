@@ -30,7 +30,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 # Of the families that `write_checkpoint` writes; Gemma 3 has no vision side to choose.
-FAMILIES = ("llava", "llava-next", "llava-next-video", "gemma3")
+FAMILIES = ("llava", "llava-next", "llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3")
 CLASSES = {"llava": "Llava", "llava-next": "LlavaNext", "llava-next-video": "LlavaNextVideo"}
 
 
@@ -108,6 +108,8 @@ def write_checkpoint(
     """
     if family == "gemma3":
         return write_gemma3(folder, dtype=dtype, text_options=text_options, **options)
+    if family in QWEN:
+        return write_qwen(folder, family, dtype=dtype, tied=tied, text_options=text_options, **options)
     tokens = tokenizer()
     text_config = AutoConfig.for_model(
         text,
@@ -240,6 +242,105 @@ def write_gemma3(
     transformers.Gemma3Processor(images, tokens, image_seq_length=4, chat_template=GEMMA_TEMPLATE).save_pretrained(
         folder
     )
+    return folder
+
+
+# Family -> prefix of transformers' classes, and what its vision config has beside the others'.
+QWEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2-vl": ("Qwen2VL", {"embed_dim": 48, "mlp_ratio": 2, "hidden_size": WIDTH}),
+    "qwen2.5-vl": (
+        "Qwen2_5_VL",
+        {"hidden_size": 48, "intermediate_size": 96, "window_size": 4 * PATCH, "fullatt_block_indexes": [1], "tokens_per_second": 2},
+    ),
+    "qwen3-vl": (
+        "Qwen3VL",
+        {"hidden_size": 48, "intermediate_size": 96, "num_position_embeddings": 49, "deepstack_visual_indexes": [2, 0]},
+    ),
+}
+QWEN_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif part['type'] == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def write_qwen(
+    folder: Path,
+    family: str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    tied: bool = False,
+    text_options: dict[str, Any] | None = None,
+    vision_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """Write a random Qwen-VL checkpoint whose images have 4 to 16 features; for the arguments see `write_checkpoint`."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokens = PreTrainedTokenizerFast(
+        tokenizer_object=build_bpe(480, names, "user assistant <0.0 seconds>"),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    start, end, image, video = (tokens.convert_tokens_to_ids(name) for name in names[3:])
+    prefix, vision = QWEN[family]
+    features = {} if family == "qwen2-vl" else {"out_hidden_size": WIDTH}
+    config = getattr(transformers, f"{prefix}Config")(
+        text_config={
+            "vocab_size": 512,
+            "hidden_size": WIDTH,
+            "intermediate_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
+            "bos_token_id": None,
+            "eos_token_id": tokens.eos_token_id,
+            "pad_token_id": tokens.pad_token_id,
+            **({"head_dim": 16} if family == "qwen3-vl" else {}),
+            **(text_options or {}),
+        },
+        vision_config={
+            "depth": 3,
+            "num_heads": 4,
+            "patch_size": PATCH,
+            "spatial_merge_size": 2,
+            **vision,
+            **features,
+            **(vision_options or {}),
+        },
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        tie_word_embeddings=tied,
+        **options,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.1 if "language_model" in name else 0.2)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.1)
+    _save(model, tokens, dtype, folder)
+    side = 2 * PATCH
+    size = {"shortest_edge": 4 * side**2, "longest_edge": 16 * side**2}
+    images = Qwen2VLImageProcessorPil(size=size, patch_size=PATCH)
+    settings = images.to_dict() | {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": f"{prefix}Processor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    frames = {"size": {**size, "longest_edge": 64 * side**2}, "patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(frames))
+    tokens.chat_template = QWEN_TEMPLATE
+    tokens.save_pretrained(folder)
     return folder
 
 

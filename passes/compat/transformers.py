@@ -5,9 +5,11 @@ The layers of its models, which families take apart, are not here: the families'
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ __all__ = [
     "processor_class",
     "tensor_renaming",
     "use_sdpa",
+    "video_processor_class",
     "with_any_video_processor",
 ]
 
@@ -158,6 +161,65 @@ def processor_class(model_type: str) -> str:
 
     name: str = PROCESSOR_MAPPING_NAMES[model_type]
     return name
+
+
+def video_processor_class(model_type: str, name: str) -> Any:
+    """A video processor class of transformers that needs no torchvision; it takes frames as images.
+
+    transformers resizes and normalizes with torchvision, which calls the same functions of torch, and hides the class without it.
+
+    Args:
+        model_type: the model to which the class belongs.
+        name: of the class.
+    """
+    import importlib
+
+    import numpy as np
+    import torch
+    from transformers.video_processing_utils import BaseVideoProcessor
+
+    class WithoutTorchvision(BaseVideoProcessor):
+        def preprocess(self, videos: Any, **options: Any) -> Any:
+            flat = [video for own in videos for video in (own if isinstance(own[0], list) else [own])]
+            frames = [np.stack([np.asarray(frame.convert("RGB")) for frame in video]) for video in flat]
+            return super().preprocess(frames, **options)
+
+        def convert_to_rgb(self, video: Tensor) -> Tensor:
+            return video  # `preprocess` has done it
+
+        def resize(self, image: Tensor, size: Any, resample: Any = None, **_options: Any) -> Tensor:
+            mode = {2: "bilinear", 3: "bicubic"}[int(resample)]
+            frames = image.flatten(0, -4)
+            frames = torch.nn.functional.interpolate(frames, (size.height, size.width), mode=mode, antialias=True)
+            return frames.reshape(*image.shape[:-2], size.height, size.width)
+
+        def normalize(self, image: Tensor, mean: Any, std: Any, **_options: Any) -> Tensor:
+            mean, std = (torch.as_tensor(values, dtype=image.dtype)[:, None, None] for values in (mean, std))
+            return image.sub(mean).div_(std)
+
+    with _torchvision_importable():
+        module = importlib.import_module(f"transformers.models.{model_type}.video_processing_{model_type}")
+    return type(name, (getattr(module, name), WithoutTorchvision), {})
+
+
+@contextmanager
+def _torchvision_importable() -> Iterator[None]:
+    """Let modules that import torchvision, and of which only parts without it are used, be imported where there is none."""
+    from transformers.utils import is_torchvision_available
+
+    names = ("torchvision", "transforms", "v2", "functional")
+    if is_torchvision_available() or names[0] in sys.modules:
+        yield
+        return
+    paths = [".".join(names[: count + 1]) for count in range(len(names))]
+    sys.modules.update({path: ModuleType(path) for path in paths})
+    for path, name in zip(paths, names[1:], strict=False):
+        setattr(sys.modules[path], name, sys.modules[f"{path}.{name}"])
+    try:
+        yield
+    finally:
+        for path in paths:
+            del sys.modules[path]
 
 
 def with_any_video_processor(base: Any) -> Any:

@@ -74,7 +74,7 @@ class CompressInt4GptqPass(CompressInt4Pass):
 
     def effort(self, role: str) -> Effort | None:
         """See `TransformPass`; the Hessian of the widest layer is there several times while it is inverted."""
-        return Effort(5.0, 60.0, 100_000_000) if self.needs_activations(role) else super().effort(role)
+        return Effort(3.2, 60.0, 100_000_000, 2.7) if self.needs_activations(role) else super().effort(role)
 
     def to_int4(self, source: BlockSource, awq: bool = False) -> ov.Model:
         """See `CompressInt4Pass`."""
@@ -103,11 +103,11 @@ class CompressInt4GptqPass(CompressInt4Pass):
         if not shared:
             return rounded
         inputs = measure_inputs(model, source, [group[0].input for group in shared])
-        scaled = [
-            measured.divided(self._scale(group, measured, source, sizes, layers, weights))
-            for group, measured in zip(shared, inputs, strict=True)
-        ]
-        for group, measured in zip(shared, scaled, strict=True):
+        for number, group in enumerate(shared):
+            factors = self._scale(group, inputs[number], source, sizes, layers, weights)
+            inputs[number] = inputs[number].divided(factors)
+        for group in shared:
+            measured = inputs.pop(0)
             codes = rounding(measured)
             for layer in group:
                 if size := sizes[layer.tensor]:

@@ -17,10 +17,19 @@ from passes.export.template import BlockSource
 if TYPE_CHECKING:
     import openvino as ov
 
-__all__ = ["LayerInputs", "LinearLayer", "by_input", "linear_layers", "measure_inputs", "replace_weight", "weight_of"]
+__all__ = [
+    "MOST_TOKENS",
+    "LayerInputs",
+    "LinearLayer",
+    "by_input",
+    "linear_layers",
+    "measure_inputs",
+    "replace_weight",
+    "weight_of",
+]
 
 # Maximum number of tokens by which a layer is rounded; those of each sample are taken at equal distances.
-_TOKENS = 16_384
+MOST_TOKENS = 16_384
 _TILE = 1024
 # Tokens that the first token of a prompt counts for: it takes as much attention as many others (Xiao et al., "Efficient Streaming
 # Language Models with Attention Sinks", 2023).
@@ -121,7 +130,7 @@ def measure_inputs(model: ov.Model, source: BlockSource, values: Sequence[ov.Out
     sums: list[Floats | None] = [None] * len(values)
     magnitudes: list[Floats | float] = [0.0] * len(values)
     tokens = [0] * len(values)
-    most = max(1, _TOKENS // len(source.activations))
+    most = max(1, MOST_TOKENS // len(source.activations))
     for sample in source.activations:
         found = compute(read_activations(sample))
         for number in range(len(values)):

@@ -184,7 +184,7 @@ def compensation(hessian: Floats, damp: float, shrink: float = 0.0) -> Compensat
         ConversionError: if the Hessian is not finite.
     """
     order = np.argsort(-np.diag(hessian), kind="stable")
-    return Compensation(order, _inverse_factor(hessian[np.ix_(order, order)], damp, shrink))
+    return Compensation(order, _inverse_factor(hessian, order, damp, shrink))
 
 
 def compensated_codes(weight: Floats, lattice: Lattice, inputs: Compensation) -> Floats:
@@ -225,17 +225,18 @@ def _round(rest: Floats, factor: Floats, scales: Floats, points: Floats, groups:
     return codes
 
 
-def _inverse_factor(hessian: Floats, damp: float, shrink: float) -> Floats:
-    """The upper triangular U with U^T U = H^-1, of a Hessian that is shrunk and made positive definite."""
+def _inverse_factor(hessian: Floats, order: np.ndarray, damp: float, shrink: float) -> Floats:
+    """The upper triangular U with U^T U = H^-1, of a Hessian in this order that is shrunk and made positive definite."""
     from scipy.linalg import lapack
 
-    diagonal = np.diag(hessian).copy()
+    last_first = order[::-1]
+    diagonal = np.diag(hessian)[order]
     mean = diagonal.mean(dtype=np.float64)
     if not np.isfinite(mean):
         raise ConversionError("the activations of a layer are not finite: use int4, which needs none")
     while damp <= _MOST_DAMP:
         # The lower factor L of the matrix in reverse order has H = J L L^T J, so U = J L^-1 J.
-        turned = np.array(hessian[::-1, ::-1], order="F")
+        turned = hessian.T[np.ix_(last_first, last_first)].T
         turned *= 1 - np.float32(shrink)
         np.fill_diagonal(turned, np.where(diagonal > 0, diagonal + damp * mean, max(mean, 1.0))[::-1])
         lower, failed = lapack.spotrf(turned, lower=1, clean=1, overwrite_a=1)

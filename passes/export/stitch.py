@@ -104,8 +104,8 @@ class StitchPass(TransformPass):
             opset13.result(values[name], name=name)
             for name in [port.name for port in component.outputs] + list(component.state.values())
         ]
-        for node_input in inputs.values():
-            node_input.output(0).set_names({node_input.get_friendly_name()})
+        for name, node_input in inputs.items():
+            node_input.output(0).set_names({name, component.aliases.get(name, name)})
         stitched = ov.Model(results, [inputs[name] for name in order] + weight_inputs, component.name)
         for result in stitched.get_results():
             name = result.get_friendly_name()

@@ -207,10 +207,11 @@ def _trace(kind: Kind, module: nn.Module, output: Path) -> None:
     shapes = {name: list(parameter.shape) for name, parameter in module.named_parameters()}
     # A trace needs only shapes, so on the meta device even the largest block takes no memory. Convolutions and buffers with
     # values cannot be traced there: their modules are traced on the CPU, where one expanded zero stands for each weight.
-    real = not shapes or any(isinstance(part, torch.nn.Conv2d) for part in module.modules())
+    convolutions = (torch.nn.Conv2d, torch.nn.Conv3d)
+    real = not shapes or any(isinstance(part, convolutions) for part in module.modules())
     device = torch.device("cpu" if real else "meta")
     weights = [torch.zeros((), device=device).expand(shape) for shape in shapes.values()]
-    dtypes = {"f32": torch.float32, "i64": torch.int64, "i32": torch.int32}
+    dtypes = {"f32": torch.float32, "i64": torch.int64, "i32": torch.int32, "boolean": torch.bool}
     examples = [
         torch.zeros(
             [kind.dims[dim] if isinstance(dim, str) else dim for dim in port.shape],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["OnnxArtifactBlocks", "cut"]
 
 _OUTPUT = ".out"
-_ELEMENT_TYPES = {"f32": 1, "i32": 6, "i64": 7}
+_ELEMENT_TYPES = {"f32": 1, "i32": 6, "i64": 7, "boolean": 9}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _ALIGNMENT = 64
 _PAGE, _LARGE = 4096, 1 << 20
 # Numbers of dtypes in onnx.TensorProto -> names in a manifest.
 _WEIGHT_DTYPES = {1: "f32", 10: "f16", 16: "bf16", 2: "int8", 3: "int8"}
-_PORT_DTYPES = {1: "f32", 6: "i32", 7: "i64", 10: "f16"}
+_PORT_DTYPES = {1: "f32", 6: "i32", 7: "i64", 9: "boolean", 10: "f16"}
 # Constants of fewer bytes are not weights, but axes, shapes and the like.
 _SMALL = 1024
 # The oldest ONNX Runtime that runs ONNX's own operators up to opset 18, and the oldest that run others; all were tried.

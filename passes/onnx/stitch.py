@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StitchOnnxPass", "value_name"]
 
-_DTYPES = {"f32": "FLOAT", "i64": "INT64", "i32": "INT32"}
+_DTYPES = {"f32": "FLOAT", "i64": "INT64", "i32": "INT32", "boolean": "BOOL"}
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _trace(kind: Kind, config: dict[str, Any]) -> ir.Model:
 def _examples(kind: Kind, device: torch.device) -> tuple[torch.Tensor, ...]:
     import torch
 
-    dtypes = {"f32": torch.float32, "i64": torch.int64, "i32": torch.int32}
+    dtypes = {"f32": torch.float32, "i64": torch.int64, "i32": torch.int32, "boolean": torch.bool}
     return tuple(
         torch.zeros(
             [kind.dims[dim] if isinstance(dim, str) else dim for dim in port.shape],

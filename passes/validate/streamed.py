@@ -147,9 +147,15 @@ class StreamedModel:
         """Free the values of the last call, which `step` can then not continue."""
         self._values = {}
 
-    def repeat_rows(self, times: int) -> None:
-        """Repeat every row of the last call `times` times, so that as many rows continue it; copies are adjacent."""
-        self._values = {name: value.repeat(times, axis=0) for name, value in self._values.items()}
+    def repeat_rows(self, repeat: Callable[[Arrays], Arrays]) -> None:
+        """Repeat the rows of the last call, so that more rows continue it.
+
+        Args:
+            repeat: takes values of the last component by name, and returns them with their rows repeated.
+        """
+        last = self._components[-1]
+        kept = {*last.state, *last.reads, *(port.name for port in last.inputs)}
+        self._values = repeat({name: value for name, value in self._values.items() if name in kept})
 
     def _logits(self, positions: int = 1) -> np.ndarray:
         def compute(component: Component, inputs: Arrays) -> Arrays:

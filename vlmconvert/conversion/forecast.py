@@ -8,6 +8,7 @@ from math import ceil, prod
 
 from manifests.errors import BadInputError
 from passes.base import Effort
+from passes.compress.layers import MOST_TOKENS
 from passes.sketch import Sketch
 from passes.tables import PIECE, large_table
 from passes.vocabulary import Block
@@ -25,6 +26,8 @@ _GIB = 1 << 30
 _IDLE, _HELPER, _VALIDATING = 0.3 * _GIB, 1.15 * _GIB, 0.75 * _GIB
 # What a block takes that is only exported, and one that is computed (its weights as they are read, and as they are used).
 _EXPORT, _COMPUTE = Effort(1.5, 5.0), 1.5
+# Operations for each product of two inputs of a layer, to sum up its Hessian on most tokens, to invert it and to use it.
+_PRODUCTS = 2.0
 # Seconds for opening a checkpoint, for starting processes, and for a block besides the work on its weights.
 _OPEN, _START, _BLOCK = 5.0, 4.0, 0.2
 # Bytes a second that are written or read with some work on them, such as hashing or converting.
@@ -98,8 +101,8 @@ def forecast(
         sizes = _Blocks(model, part)
         computed, kept, chain = _chain(plan, part, sizes, sketch, machine, resources.at_once)
         efforts = list(sizes.efforts())
-        own = sum(effort.time * values / machine.round + _BLOCK for effort, values, _ in efforts)
-        making = sorted((effort.fixed + effort.memory * taken for effort, _, taken in efforts), reverse=True)
+        own = sum(work.seconds(machine) + _BLOCK for work in efforts)
+        making = sorted((work.memory for work in efforts), reverse=True)
         if not making:
             memory = max(memory, _IDLE + max(sizes.largest * _EXPORT.memory, chain))
             seconds += computed + sizes.values * _EXPORT.time / machine.round
@@ -158,6 +161,33 @@ def choose_resources(
     raise BadInputError(f"--max-memory is too small: this conversion needs {_gib(expected.memory)}{smaller}")
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What a pass takes to make a block.
+
+    Attributes:
+        effort: what the pass says.
+        values: number of values of the block's weights.
+        taken: bytes of weights in memory at one time.
+        widest: number of inputs of the widest layer.
+    """
+
+    effort: Effort
+    values: int
+    taken: int
+    widest: int
+
+    @property
+    def memory(self) -> float:
+        """Bytes of memory."""
+        return self.effort.fixed + self.effort.memory * self.taken + self.effort.hessians * 4 * self.widest**2
+
+    def seconds(self, machine: Machine) -> float:
+        """Time on one core."""
+        products = (MOST_TOKENS + self.widest) * self.widest**2 if self.effort.hessians else 0
+        return self.effort.time * self.values / machine.round + _PRODUCTS * products * machine.cores / machine.multiply
+
+
 class _Blocks:
     """The blocks of a component and what its passes take to make them.
 
@@ -171,17 +201,22 @@ class _Blocks:
         self._part = part
         infos = {block.name: _shapes(model, block) for block in part.component.blocks}
         self._values = {name: sum(map(prod, shapes.values())) for name, shapes in infos.items()}
+        self._widest = {
+            name: max((shape[1] for shape in shapes.values() if len(shape) == 2), default=0)
+            for name, shapes in infos.items()
+        }
         self.large = {block.name for block in part.component.blocks if large_table(block, infos[block.name])}
         self.values = sum(self._values.values())
         self.largest = 4 * max(self._values.values(), default=0)
 
-    def efforts(self) -> Iterator[tuple[Effort, int, int]]:
-        """For each pass and block: the effort, the number of values, and the bytes of weights in memory at one time."""
+    def efforts(self) -> Iterator[_Work]:
+        """For each pass and block, what it takes to make the block."""
         for step in self._part.steps:
             for block in self._part.component.blocks:
                 if (effort := step.effort(block.role)) is not None:
                     values = self._values[block.name]
-                    yield effort, values, PIECE if block.name in self.large else 4 * values
+                    taken = PIECE if block.name in self.large else 4 * values
+                    yield _Work(effort, values, taken, self._widest[block.name])
 
     def in_memory(self, block: str) -> int:
         """Bytes of a block's weights in float32."""

@@ -32,6 +32,9 @@ FAMILIES = Registry(
         "llava": "vlmconvert.families.llava.family:FAMILY",
         "llava-next": "vlmconvert.families.llava_next.family:FAMILY",
         "llava-next-video": "vlmconvert.families.llava_next_video.family:FAMILY",
+        "qwen2-vl": "vlmconvert.families.qwen2_vl.family:FAMILY",
+        "qwen2.5-vl": "vlmconvert.families.qwen2_5_vl.family:FAMILY",
+        "qwen3-vl": "vlmconvert.families.qwen3_vl.family:FAMILY",
         "gemma3": "vlmconvert.families.gemma3.family:FAMILY",
     },
 )
@@ -83,7 +86,10 @@ def check_family(family: Family, config: dict[str, Any], where: str) -> None:
 
 
 def _family_name(config: dict[str, Any]) -> str:
-    return str(config.get("model_type")).replace("_", "-")
+    """The family whose name is the config's `model_type`, but for hyphens and dots; or what its name would be."""
+    model_type = str(config.get("model_type"))
+    known = {name.replace("-", "_").replace(".", "_"): name for name in FAMILIES.names}
+    return known.get(model_type, model_type.replace("_", "-"))
 
 
 def complete_config(

@@ -112,9 +112,9 @@ class Family(ABC):
             The same inputs as `inputs` returns, with `input_ids` [batch, 1] and without the cache.
         """
 
-    def batch_axis(self, name: str) -> int:
-        """Number of the batch axis of an input of the last component."""
-        return 0
+    def repeat_rows(self, inputs: Arrays, times: int) -> Arrays:
+        """The inputs of the last component, or some of them, with each sequence of the batch repeated; copies are adjacent."""
+        return {name: value.repeat(times, axis=0) for name, value in inputs.items()}
 
     # Prompts and images.
 

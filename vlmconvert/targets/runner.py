@@ -191,10 +191,8 @@ class GraphRunner(ArtifactRunner):
             if component is not self.components[-1]:
                 return self._run(component, inputs)
             if beams > 1:
-                inputs = {
-                    name: self._runtime.to_host(value).repeat(beams, axis=self.family.batch_axis(name))
-                    for name, value in inputs.items()
-                }
+                inputs = {name: self._runtime.to_host(value) for name, value in inputs.items()}
+                inputs = dict(self.family.repeat_rows(inputs, beams))
             rows = np.arange(len(inputs["attention_mask"]), dtype=np.int32)
             inputs["beam_idx"] = rows if beam_idx is None else beam_idx.astype(np.int32)
             return inputs | self.graphs[component.name](inputs)

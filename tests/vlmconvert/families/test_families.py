@@ -83,8 +83,6 @@ def test_what_a_family_says_fits_its_checkpoint(checkpoints, name):
     assert family.image_token(config) == token == family.image_token(read_config(folder))
     video = getattr(processor, "video_token_id", None) if name == "llava-next-video" else None
     assert family.video_token(config) == video
-    names = [port.name for port in family.components(config)[-1].inputs]
-    assert {family.batch_axis(input_name) for input_name in names} == {0}
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     assert family.end_tokens(folder) == (ends if isinstance(ends, list) else [ends])
 
@@ -184,7 +182,8 @@ def test_what_is_no_family_of_that_name_is_refused(monkeypatch, name):
 
 
 def test_a_family_without_the_rest_has_defaults(tmp_path):
-    assert (FAMILY.ascend, FAMILY.demo, FAMILY.video_token({}), FAMILY.batch_axis("x")) == (None, None, None, 0)
+    assert (FAMILY.ascend, FAMILY.demo, FAMILY.video_token({})) == (None, None, None)
+    assert FAMILY.repeat_rows({"x": np.array([[1], [2]])}, 2)["x"].tolist() == [[1], [1], [2], [2]]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "text_config": {"eos_token_id": 7}}))
     assert FAMILY.end_tokens(tmp_path) == [7]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [8, 9]}))

@@ -85,9 +85,10 @@ class LlavaNextVideo(LlavaNext):
 
     def open_processor(self, folder: Path) -> Any:
         from vlmconvert.families.llava.processor import complete_processor
-        from vlmconvert.families.llava_next_video.video import load_video_processor
+        from vlmconvert.families.llava_next_video.video import FrameProcessor
+        from vlmconvert.families.parts.video import load_video_processor
 
-        processor = load_video_processor(folder)
+        processor = load_video_processor(folder, FrameProcessor)
         complete_processor(processor, folder)
         return processor
 

@@ -5,19 +5,14 @@ transformers' own video processors need torchvision.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from manifests.errors import BadInputError
-from passes.compat.transformers import image_processor_class, processor_class, with_any_video_processor
 
-__all__ = ["FrameProcessor", "load_video_processor"]
-
-_PROCESSOR, _IMAGES, _VIDEOS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
+__all__ = ["FrameProcessor"]
 
 
 class FrameProcessor:
@@ -70,40 +65,3 @@ class FrameProcessor:
             )
         pixels = [self._frames(list(frames), return_tensors="np")["pixel_values"] for frames in flat]
         return {"pixel_values_videos": np.stack(pixels)}
-
-
-def load_video_processor(folder: Path) -> Any:
-    """Load a processor for images, videos and text that processes videos with `FrameProcessor`.
-
-    Checkpoints of transformers 4 keep the settings in several files; each is read from the files in which transformers
-    looks.
-
-    Args:
-        folder: the checkpoint.
-
-    Raises:
-        OSError, ValueError, KeyError: if a file is missing or damaged.
-    """
-    import transformers
-
-    model_type = _read(folder / "config.json")["model_type"]
-    config = _read(folder / _PROCESSOR)
-    settings = config.pop("video_processor", None) or _read(folder / _VIDEOS) or _read(folder / _IMAGES)
-    config.pop("image_processor", None)
-    base = getattr(transformers, config.pop("processor_class", processor_class(model_type)))
-    processor = with_any_video_processor(base)
-    # The class is found by the model's type, because older files name a class that transformers has removed.
-    images = image_processor_class(model_type).from_pretrained(folder, local_files_only=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    template = folder / "chat_template.jinja"
-    config["chat_template"] = (
-        template.read_text(encoding="utf-8")
-        if template.exists()
-        else _read(folder / "chat_template.json").get("chat_template") or tokenizer.chat_template
-    )
-    return processor(FrameProcessor(settings), images, tokenizer, **config)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return content

@@ -78,7 +78,11 @@ def text_embeddings(
 
 
 def language_model(
-    config: dict[str, Any], host_step: HostStep, positions: str = f"{_MODULES}:positions", *more: Port
+    config: dict[str, Any],
+    host_step: HostStep,
+    positions: str = f"{_MODULES}:positions",
+    *more: Port,
+    position_axes: int = 0,
 ) -> Component:
     """`inputs_embeds`, `attention_mask`, `position_ids` and the cache -> `logits`.
 
@@ -87,13 +91,15 @@ def language_model(
         host_step: host step that inserts image features among the text embeddings.
         positions: `Kind.module` of the mask and the rotary positions; called with `layer_type` and `sliding_window`.
         more: further inputs of that module.
+        position_axes: number of positions of a token, such as time, height and width; 0 for the one that is no axis.
     """
     text = config["text_config"]
     width = text["hidden_size"]
     heads, head_dim = cache_shape(text)
     inputs_embeds = _embeds(config)
     attention_mask = int_port("attention_mask", "batch", "total_sequence")
-    position_ids = int_port("position_ids", "batch", "sequence")
+    axes = (position_axes,) if position_axes else ()
+    position_ids = int_port("position_ids", *axes, "batch", "sequence")
     hidden_states = float_port("hidden_states", "batch", "sequence", width)
     causal_mask = float_port("causal_mask", "batch", 1, "sequence", "total_sequence")
     cos, sin = (float_port(name, "batch", "sequence", head_dim) for name in ("cos", "sin"))

@@ -32,7 +32,7 @@ class Positions(nn.Module):
 
     def forward(self, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Additive mask [batch, 1, sequence, total] of 0 and -65504; cosine and sine [batch, sequence, head_dim]."""
-        mask = additive_mask(attention_mask, position_ids.shape[1], self.sliding_window)
+        mask = additive_mask(attention_mask, position_ids.shape[-1], self.sliding_window)
         cos, sin = self.rotary_emb(mask, position_ids)
         return mask, cos, sin
 
@@ -98,8 +98,10 @@ class LmHead(nn.Module):
 
 def _text_model(config: dict[str, Any]) -> Any:
     """Transformers' model of the text config with a single layer."""
-    text = dict(config["text_config"])
-    text_config = AutoConfig.for_model(text.pop("model_type"), **{**text, "num_hidden_layers": 1, "layer_types": None})
+    text = dict(config["text_config"]) | {"num_hidden_layers": 1}
+    if "layer_types" in text:
+        text["layer_types"] = None
+    text_config = AutoConfig.for_model(text.pop("model_type"), **text)
     use_sdpa(text_config)
     return AutoModel.from_config(text_config)
 

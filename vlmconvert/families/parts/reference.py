@@ -50,12 +50,12 @@ class TorchReference(ABC):
         cache = DynamicCache(config=self.model.config.get_text_config())
         self._take(handed, inputs, cache)
         mask = inputs["attention_mask"]
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        inputs["position_ids"] = self._positions(inputs)
         logits = self.model(**inputs, past_key_values=cache, use_cache=True).logits
         self._state = {
             "past_key_values": cache,
             "attention_mask": mask,
-            "position_ids": inputs["position_ids"][:, -1:],
+            "position_ids": inputs["position_ids"][..., -1:],
             **self._kept(inputs),
         }
         return logits.numpy()
@@ -71,6 +71,10 @@ class TorchReference(ABC):
     @abstractmethod
     def _take(self, handed: dict[str, np.ndarray] | None, inputs: dict[str, torch.Tensor], cache: DynamicCache) -> None:
         """Prepare a prefill; if `handed` is given, let it replace the images by changing the inputs or the cache."""
+
+    def _positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The positions of the tokens of a prompt, [batch, sequence] or with more axes before."""
+        return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
 
     def _kept(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The inputs of a prefill that every later step needs again."""

@@ -93,7 +93,7 @@ class DequantizedRunner(ArtifactRunner):
             self.timings.vision = time.perf_counter() - start
         logits = self._model.prefill(prompts, handed)
         if beams > 1:
-            self._model.repeat_rows(beams)
+            self._model.repeat_rows(lambda values: self.family.repeat_rows(values, beams))
         self.timings.first_token = time.perf_counter() - start - self.timings.vision
         return logits.repeat(beams, axis=0)
 

@@ -76,7 +76,7 @@ class OpenvinoGraph:
         self._core, self._device, self._file = core, device, file
         self.request = compiled.create_infer_request()
         self._inputs = {name for port in compiled.inputs for name in port.get_names()}
-        self.outputs = [port.get_any_name() for port in compiled.outputs]
+        self.outputs = sorted(name for port in compiled.outputs for name in port.get_names())
         self._shared = [name for name in self.outputs if name in shared]
         self._given: dict[str, Value] = {}
         self._arrays: dict[str, np.ndarray] = {}

@@ -1,11 +1,11 @@
-"""The float graphs of the LLaVA line and Gemma 3 against the checkpoint in torch, over text models and vision towers."""
+"""The float graphs of each family but mllama against the checkpoint in torch, over text models and vision towers."""
 
 import numpy as np
 import pytest
 import torch
 
 from calibration.scenes import Split, draw_scene
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import PATCH, write_checkpoint
 from tests.conftest import exhaustive_but, vlmconvert
 from tests.prompts import chat_prompt, process
 from vlmconvert import load_processor
@@ -54,6 +54,28 @@ CHECKPOINTS = {
     "llava-next-video, llama, clip": {"family": "llava-next-video"},
     "llava-next-video, qwen2, maximum": {"family": "llava-next-video", "text": "qwen2", "spatial_pool_mode": "max"},
     "llava-next-video, llama, convolution": {"family": "llava-next-video", "spatial_pool_mode": "conv"},
+    "qwen2-vl, tied": {"family": "qwen2-vl", "tied": True},
+    "qwen2-vl, one layer in the tower": {
+        "family": "qwen2-vl",
+        "dtype": torch.float32,
+        "vision_options": {"depth": 1},
+        "text_options": {"num_hidden_layers": 2},
+    },
+    "qwen2.5-vl": {"family": "qwen2.5-vl", "dtype": torch.float16},
+    "qwen2.5-vl, windows in all layers of the tower and some of the text, tied": {
+        "family": "qwen2.5-vl",
+        "tied": True,
+        "vision_options": {"fullatt_block_indexes": [], "window_size": 2 * PATCH},
+        "text_options": {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 1},
+    },
+    "qwen3-vl": {"family": "qwen3-vl"},
+    "qwen3-vl, tied, one merger more": {
+        "family": "qwen3-vl",
+        "tied": True,
+        "dtype": torch.float32,
+        "vision_options": {"deepstack_visual_indexes": [1], "depth": 2, "num_position_embeddings": 16},
+        "text_options": {"attention_bias": True, "num_hidden_layers": 2},
+    },
     "gemma3, tied": {"family": "gemma3"},
     "gemma3, not tied, windows in all layers": {
         "family": "gemma3",
@@ -68,7 +90,15 @@ CHECKPOINTS = {
 CASES_BUILT = [(name, "openvino") for name in CHECKPOINTS]
 CASES_BUILT += [
     (name, "onnx")
-    for name in ("llava, llama, clip", "llava-next, mistral, clip", "llava-next-video, llama, clip", "gemma3, tied")
+    for name in (
+        "llava, llama, clip",
+        "llava-next, mistral, clip",
+        "llava-next-video, llama, clip",
+        "qwen2-vl, tied",
+        "qwen2.5-vl",
+        "qwen3-vl",
+        "gemma3, tied",
+    )
 ]
 
 
@@ -77,10 +107,17 @@ KEPT = [
     ("llava, qwen2 tied with windows in some layers, siglip, two layers, no bias", "openvino"),
     ("llava-next, llama, siglip, full", "openvino"),
     ("gemma3, tied", "openvino"),
+    ("qwen2.5-vl", "onnx"),
+    ("qwen2-vl, tied", "openvino"),
+    ("qwen2.5-vl, windows in all layers of the tower and some of the text, tied", "openvino"),
+    ("qwen3-vl", "openvino"),
+    ("qwen3-vl", "onnx"),
     ("llava-next-video, qwen2, maximum", "openvino"),
     ("llava-next-video, llama, clip", "onnx"),
 ]
-VIDEO = [case for case in CASES_BUILT if "video" in case[0]]
+
+FRAMES = ("llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+VIDEO = [case for case in CASES_BUILT if CHECKPOINTS[case[0]].get("family") in FRAMES]
 
 
 class Built:
@@ -135,7 +172,7 @@ def test_logits_equal_the_checkpoints(built, case):
     assert_parity(built, process(built.processor, texts, [images for _, images in prompts]))
 
 
-@pytest.mark.parametrize("built", exhaustive_but(KEPT[-2:], VIDEO), indirect=True, ids=" for ".join)
+@pytest.mark.parametrize("built", exhaustive_but([case for case in KEPT if case in VIDEO], VIDEO), indirect=True, ids=" for ".join)
 def test_video_frames(built):
     frames = [image(10, (60, 44))] * 3 + [image(11, (60, 44))]
     text = chat_prompt(built.processor, (("What happens?", None),), 0, 1)
