@@ -328,7 +328,7 @@ def write_qwen(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.normal_(std=0.1 if "language_model" in name else 0.2)
+                parameter.normal_(std=0.15 if "language_model" in name else 0.2)
             elif name.endswith("bias"):
                 parameter.normal_(std=0.1)
     _save(model, tokens, dtype, folder)

@@ -180,7 +180,8 @@ def video_processor_class(model_type: str, name: str) -> Any:
 
     class WithoutTorchvision(BaseVideoProcessor):
         def preprocess(self, videos: Any, **options: Any) -> Any:
-            flat = [video for own in videos for video in (own if isinstance(own[0], list) else [own])]
+            # Either the videos, or the videos of each prompt.
+            flat = [video for own in videos if len(own) for video in (own if isinstance(own[0], list | tuple) else [own])]
             frames = [np.stack([np.asarray(frame.convert("RGB")) for frame in video]) for video in flat]
             return super().preprocess(frames, **options)
 

@@ -238,6 +238,8 @@ def _trace(kind: Kind, module: nn.Module, output: Path) -> None:
         parameter.set_partial_shape(ov.PartialShape(shape))
         parameter.set_friendly_name(name)
         parameter.output(0).set_names({name})
+        if name in shapes:
+            _fold_shape(parameter, shape)
     for result, port in zip(model.get_results(), kind.outputs, strict=True):
         # This gives each output a name of its own, even if it is the same tensor as an input or as another output.
         result.input_value(0).add_names({f"{port.name}.out"})
@@ -245,3 +247,14 @@ def _trace(kind: Kind, module: nn.Module, output: Path) -> None:
     model.validate_nodes_and_infer_types()
     ov.save_model(model, output / f"{kind.name}.xml", compress_to_fp16=False)
     check_written(output / f"{kind.name}.xml")
+
+
+def _fold_shape(weight: ov.op.Parameter, shape: list[int]) -> None:
+    """Replace what reads only the shape of a weight: OpenVINO lets reshapes before a product follow that of its weight."""
+    from openvino import opset13
+
+    for target in weight.output(0).get_target_inputs():
+        node = target.get_node()
+        if node.get_type_name() == "ShapeOf":
+            constant = opset13.constant(shape, node.get_output_element_type(0))
+            node.output(0).replace(constant.output(0))

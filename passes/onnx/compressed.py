@@ -124,6 +124,10 @@ class CompressedGraph:
         source = self._inputs[layer][_WEIGHT_PORTS[self._type(layer)]]
         return self._quantized(tensor, source)
 
+    def has_layer(self, name: str) -> bool:
+        """Whether a layer that reads a weight has this name."""
+        return name in self._by_name
+
     def activation(self, layer: str) -> Activation:
         """What the graph does to the input of a layer that reads a weight; `Activation()` if it does nothing.
 

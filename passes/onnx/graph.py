@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 MICROSOFT = "com.microsoft"
-_READERS = {"Conv", "Gather", "Gemm", "MatMul"}
+_READERS = {"Conv", "Gather", "MatMul"}
 
 
 class OnnxBlocks(Intermediate, ABC):
@@ -132,9 +132,11 @@ def add_constant(model: ir.Model, name: str, value: np.ndarray | np.generic) -> 
 
 
 def weight_readers(value: ir.Value) -> list[ir.Node]:
-    """The operations that read a value, directly or transposed."""
+    """The operations that read a value, directly or transposed, but not as their bias."""
     readers: list[ir.Node] = []
     for reader in value.consumers():
+        if value in reader.inputs[2:]:
+            continue
         readers += weight_readers(reader.outputs[0]) if reader.op_type == "Transpose" else [reader]
     return readers
 

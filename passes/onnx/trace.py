@@ -77,6 +77,7 @@ def _trace(kind: Kind, config: dict[str, Any]) -> ir.Model:
         raise ConversionError(f"torch cannot export {kind.name} to ONNX: {error}") from error
     onnxscript.optimizer.optimize(model)
     _divide(model)
+    _multiply(model)
     _tidy(model, kind)
     return model
 
@@ -157,6 +158,25 @@ def _divide(model: ir.Model) -> None:
                 take_over(product, quotient.outputs[0])
         if not node.outputs[0].uses():
             model.graph.remove(node, safe=True)
+
+
+def _multiply(model: ir.Model) -> None:
+    """Replace Gemm, which torch makes of linear layers of matrices, by the MatMul and Add that it makes of all others."""
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        if node.op_type != "Gemm":
+            continue
+        left, right, *bias = node.inputs
+        if node.attributes.get_int("transB", 0):
+            turned = ir.node("Transpose", [right], {"perm": [1, 0]})
+            model.graph.insert_before(node, turned)
+            right = turned.outputs[0]
+        new = [ir.node("MatMul", [left, right])]
+        if bias:
+            new.append(ir.node("Add", [new[0].outputs[0], bias[0]]))
+        model.graph.insert_before(node, new)
+        take_over(node, new[-1].outputs[0])
 
 
 def _tidy(model: ir.Model, kind: Kind) -> None:

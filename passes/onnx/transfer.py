@@ -119,6 +119,8 @@ class TransferOnnxPass(TransformPass):
                 value.replace_all_uses_with(filling.add_float(tensor, weight, shape))
                 continue
             kinds = {reader.op_type for reader in readers}
+            if lost := [reader for reader in readers if not compressed.has_layer(reader.name or "")]:
+                raise ConversionError(f"{lost[0].op_type} {lost[0].name} reads {tensor}, and no layer of the compressed block does")
             if kinds == {"Gather"}:
                 for reader in readers:
                     filling.look_up(tensor, weight, reader)

@@ -20,7 +20,7 @@ from passes.ascend.family import AscendFamily
 from passes.checkpoint import open_checkpoint, read_config
 from passes.registry import Registry
 from passes.vocabulary import kinds_of
-from tests.checkpoints import FAMILIES as WRITTEN
+from tests.checkpoints import QWEN, FAMILIES as WRITTEN
 from tests.checkpoints import write_checkpoint
 from vlmconvert import families, load_processor
 from vlmconvert.families import (
@@ -76,12 +76,13 @@ def test_what_a_family_says_fits_its_checkpoint(checkpoints, name):
     assert family.components(config)[-1].logits
     assert kinds_of(family.components(config))
     assert set(family.sequence_inputs) <= set(family.processor_outputs)
-    assert isinstance(family.ascend, AscendFamily) or name == "gemma3"
+    assert isinstance(family.ascend, AscendFamily) or name in ("gemma3", *QWEN)
     processor = load_processor(folder)
     # Gemma 3's processor calls so the token that it expands.
     token = processor.tokenizer.image_token_id if name == "gemma3" else processor.image_token_id
     assert family.image_token(config) == token == family.image_token(read_config(folder))
-    video = getattr(processor, "video_token_id", None) if name == "llava-next-video" else None
+    takes_videos = any("video" in output for output in family.processor_outputs)
+    video = getattr(processor, "video_token_id", None) if takes_videos else None
     assert family.video_token(config) == video
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     assert family.end_tokens(folder) == (ends if isinstance(ends, list) else [ends])
@@ -89,7 +90,7 @@ def test_what_a_family_says_fits_its_checkpoint(checkpoints, name):
 
 @pytest.mark.parametrize("name", FAMILIES.names)
 def test_the_processor_makes_what_the_family_takes(checkpoints, name):
-    """`image_tokens` is reached by one of `image_sizes`, and by none exceeded."""
+    """`image_tokens` is reached by one of `image_sizes`, and by none exceeded; where the processor sets the limit, it is less."""
     from PIL import Image
 
     family, config = load_family(name), completed(checkpoints[name])
@@ -103,7 +104,8 @@ def test_the_processor_makes_what_the_family_takes(checkpoints, name):
         counts.append(int((processed["input_ids"] == family.image_token(config)).sum()))
         known = complete_config(family, config, *_names_and_checkpoint(checkpoints[name], family))
         assert {"input_ids", "attention_mask", "pixel_values"} <= family.inputs(processed, known).keys()
-    assert max(counts) == family.image_tokens(config)
+    limit = family.image_tokens(config)
+    assert max(counts) == limit or (name in QWEN and max(counts) == 16 < limit)
 
 
 @pytest.mark.parametrize("name", FAMILIES.names)

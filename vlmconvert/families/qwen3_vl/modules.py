@@ -39,13 +39,15 @@ class AddFeatures(nn.Module):
 
         Args:
             hidden_states: [batch, sequence, width].
-            visual_pos_masks: true for tokens with features, [batch, sequence]; one false column stands for a batch without any.
+            visual_pos_masks: true for tokens with features, [batch, sequence]; one false column stands for a batch without any. In
+                paged attention, these axes may differ from the first two of the hidden states.
             deepstack_visual_embeds: [layers, tokens with features, width].
         """
-        flat = visual_pos_masks.reshape(-1).to(torch.int64)
-        number = (torch.cumsum(flat, 0) - 1).clamp(min=0)
-        features = deepstack_visual_embeds[self.level][number].reshape(*visual_pos_masks.shape, -1)
-        return hidden_states + torch.where(visual_pos_masks[..., None], features, 0.0)
+        none = torch.zeros_like(hidden_states[..., 0], dtype=torch.bool).reshape(-1)
+        places = torch.cat((visual_pos_masks.reshape(-1), none))[: none.shape[0]]
+        number = (torch.cumsum(places.to(torch.int64), 0) - 1).clamp(min=0)
+        features = torch.where(places[:, None], deepstack_visual_embeds[self.level][number], 0.0)
+        return hidden_states + features.reshape(hidden_states.shape)
 
 
 def positions(config: dict[str, Any], layer_type: str, sliding_window: int | None) -> nn.Module:

@@ -29,11 +29,14 @@ NATIVE = {
     "llava": (SIZE, SIZE),
     "llava-next": (2 * SIZE, 2 * SIZE),
     "llava-next-video": (2 * SIZE, 2 * SIZE),
+    "qwen2-vl": (2 * SIZE, SIZE),
+    "qwen2.5-vl": (2 * SIZE, SIZE),
+    "qwen3-vl": (2 * SIZE, SIZE),
     "gemma3": (SIZE, SIZE),
 }
 
 
-@pytest.fixture(scope="module", params=exhaustive_but(["llava", "llava-next-video", "gemma3"], NATIVE))
+@pytest.fixture(scope="module", params=exhaustive_but(["llava", "llava-next-video", "qwen2.5-vl", "qwen3-vl", "gemma3"], NATIVE))
 def folder(request, tmp_path_factory, store):
     place = tmp_path_factory.mktemp("genai")
     # A tied head of random weights answers with the last token of the question, again and again.
