@@ -337,7 +337,8 @@ def write_qwen(
     images = Qwen2VLImageProcessorPil(size=size, patch_size=PATCH)
     settings = images.to_dict() | {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": f"{prefix}Processor"}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    frames = {"size": {**size, "longest_edge": 64 * side**2}, "patch_size": PATCH, "temporal_patch_size": 2, "merge_size": 2}
+    frames = {name: settings[name] for name in ("image_mean", "image_std", "patch_size", "temporal_patch_size", "merge_size")}
+    frames["size"] = {**size, "longest_edge": 64 * side**2}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(frames))
     tokens.chat_template = QWEN_TEMPLATE
     tokens.save_pretrained(folder)

@@ -28,7 +28,12 @@ __all__ = [
     "use_sdpa",
     "video_processor_class",
     "with_any_video_processor",
+    "with_texts_changed",
 ]
+
+
+# Frames are taken to be as far apart as the processors of published models sample them.
+_FRAMES_PER_SECOND = 2.0
 
 
 def tensor_renaming(model: PreTrainedModel) -> Callable[[str], str]:
@@ -177,13 +182,18 @@ def video_processor_class(model_type: str, name: str) -> Any:
     import numpy as np
     import torch
     from transformers.video_processing_utils import BaseVideoProcessor
+    from transformers.video_utils import VideoMetadata
 
     class WithoutTorchvision(BaseVideoProcessor):
         def preprocess(self, videos: Any, **options: Any) -> Any:
             # Either the videos, or the videos of each prompt.
             flat = [video for own in videos if len(own) for video in (own if isinstance(own[0], list | tuple) else [own])]
             frames = [np.stack([np.asarray(frame.convert("RGB")) for frame in video]) for video in flat]
-            return super().preprocess(frames, **options)
+            times = [
+                VideoMetadata(total_num_frames=len(video), fps=_FRAMES_PER_SECOND, frames_indices=list(range(len(video))))
+                for video in frames
+            ]
+            return super().preprocess(frames, **options | {"video_metadata": times})
 
         def convert_to_rgb(self, video: Tensor) -> Tensor:
             return video  # `preprocess` has done it
@@ -239,3 +249,20 @@ def with_any_video_processor(base: Any) -> Any:
             return super().check_argument_for_proper_class(argument_name, argument)
 
     return Processor
+
+
+def with_texts_changed(processor: Any, change: Callable[[str], str]) -> Any:
+    """The processor, changed so that texts are changed before they are processed.
+
+    Args:
+        processor: a processor of transformers.
+        change: takes a text, and returns the one that is processed.
+    """
+
+    class Processor(type(processor)):  # type: ignore[misc]
+        def __call__(self, images: Any = None, text: Any = None, **options: Any) -> Any:
+            changed = change(text) if isinstance(text, str) else [change(part) for part in text or ()]
+            return super().__call__(images=images, text=changed or text, **options)
+
+    processor.__class__ = Processor
+    return processor

@@ -49,6 +49,7 @@ class Family(ABC):
         config_tensors: key of the config -> in-memory name of the tensor whose values runtimes read under that key.
         tokenizer_graphs: whether OpenVINO GenAI runs this family; GenAI needs the tokenizer and detokenizer as graphs.
         crops_for_genai: whether GenAI takes the size of this family's images from the settings of a crop alone.
+        genai_config: entries of config.json that GenAI reads and transformers does not write; dictionaries in it are merged.
         ascend: names and settings of the family in runtimes for Ascend; None if these runtimes do not support the
             family.
         demo: folder of a small trained checkpoint that comes with the family; None if there is none.
@@ -66,6 +67,7 @@ class Family(ABC):
     config_tensors: Mapping[str, str] = field(default_factory=dict, hash=False)
     tokenizer_graphs: bool = False
     crops_for_genai: bool = True
+    genai_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     ascend: AscendFamily | None = None
     demo: Path | None = None
 

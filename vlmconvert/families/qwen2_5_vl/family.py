@@ -57,4 +57,5 @@ FAMILY = replace(
     name="qwen2.5-vl",
     architecture="Qwen2_5_VLForConditionalGeneration",
     processor_outputs=(*QWEN2_VL.processor_outputs, "second_per_grid_ts"),
+    genai_config={},
 )

@@ -151,4 +151,6 @@ FAMILY = Qwen2VL(
     sequence_inputs=("input_ids", "attention_mask", "mm_token_type_ids"),
     tokenizer_graphs=True,
     crops_for_genai=False,
+    # Without it, GenAI places two moments of a video as far from each other as Qwen2.5-VL does.
+    genai_config={"vision_config": {"tokens_per_second": 1}},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from manifests.errors import BadInputError
@@ -66,6 +67,17 @@ class Qwen3VL(Qwen2VL):
         """See `Qwen2VL.moments`; each moment is a run of its own, after its time as text."""
         grids = processed["video_grid_thw"].tolist()
         return [(1, high, wide, 1) for time, high, wide in grids for _ in range(time)]
+
+    def open_processor(self, folder: Path) -> Any:
+        """See `Family.open_processor`; the moments of a video take the place of its start and end as well.
+
+        transformers puts them between both, each with a start and an end of its own.
+        """
+        from passes.compat.transformers import with_texts_changed
+
+        processor = super().open_processor(folder)
+        start, video, end = processor.vision_start_token, processor.video_token, processor.vision_end_token
+        return with_texts_changed(processor, lambda text: text.replace(f"{start}{video}{end}", video))
 
     def repeat_rows(self, inputs: Arrays, times: int) -> Arrays:
         import numpy as np
@@ -169,5 +181,5 @@ def _with_features(model: Component, config: dict[str, Any]) -> Component:
 
 
 FAMILY = replace(
-    Qwen3VL(**vars(QWEN2_VL)), name="qwen3-vl", architecture="Qwen3VLForConditionalGeneration"
+    Qwen3VL(**vars(QWEN2_VL)), name="qwen3-vl", architecture="Qwen3VLForConditionalGeneration", genai_config={}
 )

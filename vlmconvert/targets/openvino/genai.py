@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import passes  # noqa: F401  keeps telemetry off before openvino is imported
 from manifests.errors import ConversionError
 from manifests.files import read_json
 from passes.export.ir import finish
+
+if TYPE_CHECKING:
+    from vlmconvert.families.base import Family
 
 __all__ = ["GENAI_FILES", "write_genai_files"]
 
@@ -32,12 +36,12 @@ GENAI_FILES = tuple(
 )
 
 
-def write_genai_files(folder: Path, crops: bool) -> None:
-    """Write the tokenizer and detokenizer graphs, and settings of the image processor that GenAI can read.
+def write_genai_files(folder: Path, family: Family) -> None:
+    """Write the tokenizer and detokenizer graphs, and settings of the model and the image processor that GenAI can read.
 
     Args:
-        folder: folder of the artifact, which already has the checkpoint's processor files.
-        crops: see `Family.crops_for_genai`.
+        folder: folder of the artifact, which already has the checkpoint's config and processor files.
+        family: family of the checkpoint.
 
     Raises:
         ConversionError: if openvino-tokenizers cannot convert the tokenizer.
@@ -57,7 +61,17 @@ def write_genai_files(folder: Path, crops: bool) -> None:
     for name, model in zip((_TOKENIZER, _DETOKENIZER), models, strict=True):
         ov.save_model(model, folder / name, compress_to_fp16=False)
         finish(folder / name)
-    _write_settings(folder, crops)
+    _write_settings(folder, family.crops_for_genai)
+    if family.genai_config:
+        _write(folder / _CONFIG, _merged(_read(folder / _CONFIG), family.genai_config))
+
+
+def _merged(values: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with others in their place, and in the dictionaries among them."""
+    found = dict(values)
+    for name, value in others.items():
+        found[name] = _merged(found.get(name) or {}, value) if isinstance(value, Mapping) else value
+    return found
 
 
 def _write_settings(folder: Path, crops: bool) -> None:

@@ -79,7 +79,7 @@ class OpenvinoTarget(GraphTarget):
 
         copy_assets(job.model, folder)
         if job.model.family.tokenizer_graphs:
-            job.in_helper(write_genai_files, folder, job.model.family.crops_for_genai)
+            job.in_helper(write_genai_files, folder, job.model.family)
         return asset_records(folder, GENAI_FILES)
 
     def open_runtime(self, device: str, config: Mapping[str, Any], cache_dir: Path | None) -> Runtime:

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI opens the folders of the LLaVA line as they are, and answers as our runtime does."""
+"""OpenVINO GenAI opens the folders of every family that it knows as they are, and answers as our runtime does."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from calibration.scenes import Split, draw_scene
-from tests.checkpoints import SIZE, as_transformers_4, write_checkpoint
+from tests.checkpoints import QWEN, SIZE, as_transformers_4, write_checkpoint
 from tests.conftest import exhaustive_but, vlmconvert
 from tests.prompts import chat_prompt, process
 from vlmconvert import load_processor
@@ -174,12 +174,27 @@ def test_frames_keep_the_settings_that_images_had(tmp_path):
         np.testing.assert_array_equal(value, before[name])
 
 
-@pytest.mark.parametrize("folder", ["llava-next-video"], indirect=True)
+WITH_VIDEOS = ("llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+
+
+@pytest.mark.parametrize("folder", exhaustive_but(WITH_VIDEOS[:1] + WITH_VIDEOS[2:], WITH_VIDEOS), indirect=True)
 def test_the_same_answer_from_the_same_frames(folder):
-    frames = [noise(seed, (SIZE, SIZE)) for seed in range(4)]
+    side = NATIVE[folder.name] if folder.name in QWEN else (SIZE, SIZE)
+    frames = [noise(seed, side) for seed in range(4)]
     text = chat_prompt(load_processor(folder), (("What happens?", None),), 0, 1)
-    video = ov.Tensor(np.stack([np.array(frame) for frame in frames]))
-    assert theirs(folder, text, videos=[video]) == ours(folder, text, (), [frames])
+    times = openvino_genai.VideoMetadata()
+    times.fps, times.frames_indices = 2.0, list(range(4))
+    given = {"videos": [ov.Tensor(np.stack([np.array(frame) for frame in frames]))], "videos_metadata": [times]}
+    if folder.name not in QWEN:
+        del given["videos_metadata"]
+    assert theirs(folder, text, **given) == ours(folder, text, (), [frames])
+    if folder.name in QWEN:
+        assert theirs(folder, text, "PA", **given) == ours(folder, text, (), [frames])
+        assert ours(folder, text, (), [frames[::-1]]) != ours(folder, text, (), [frames])
+        # GenAI takes the sizes of videos before those of images, whatever the prompt says.
+        image, tag = noise(9, side), "<|vision_start|><|image_pad|><|vision_end|>"
+        both = text.replace("What happens?", f"{tag}What happens?")
+        assert theirs(folder, both, images=[tensor(image)], **given) == ours(folder, both, [image], [frames])
 
 
 @pytest.mark.parametrize("folder", ["llava"], indirect=True)
