@@ -127,8 +127,9 @@ class Qwen2VL(Family):
         from vlmconvert.families.parts.video import load_video_processor
 
         videos = video_processor_class(*self.videos)
-        # Frames are chosen before they are processed.
-        return load_video_processor(folder, lambda settings: videos(**settings | {"do_sample_frames": False}))
+        # Frames are chosen before they are processed; without a word about the cap, transformers warns.
+        fixed, default = {"do_sample_frames": False}, {"cap_pixels_per_frame": False}
+        return load_video_processor(folder, lambda settings: videos(**default | settings | fixed))
 
     def reference(self, folder: Path) -> Model:
         from vlmconvert.families.qwen2_vl.reference import Reference
