@@ -250,7 +250,13 @@ QWEN: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-vl": ("Qwen2VL", {"embed_dim": 48, "mlp_ratio": 2, "hidden_size": WIDTH}),
     "qwen2.5-vl": (
         "Qwen2_5_VL",
-        {"hidden_size": 48, "intermediate_size": 96, "window_size": 4 * PATCH, "fullatt_block_indexes": [1], "tokens_per_second": 2},
+        {
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "window_size": 4 * PATCH,
+            "fullatt_block_indexes": [1],
+            "tokens_per_second": 2,
+        },
     ),
     "qwen3-vl": (
         "Qwen3VL",
@@ -280,7 +286,15 @@ def write_qwen(
     """Write a random Qwen-VL checkpoint whose images have 4 to 16 features; for the arguments see `write_checkpoint`."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    names = (
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|image_pad|>",
+        "<|video_pad|>",
+    )
     tokens = PreTrainedTokenizerFast(
         tokenizer_object=build_bpe(480, names, "user assistant <0.0 seconds>"),
         eos_token="<|im_end|>",
@@ -335,9 +349,14 @@ def write_qwen(
     side = 2 * PATCH
     size = {"shortest_edge": 4 * side**2, "longest_edge": 16 * side**2}
     images = Qwen2VLImageProcessorPil(size=size, patch_size=PATCH)
-    settings = images.to_dict() | {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": f"{prefix}Processor"}
+    settings = images.to_dict() | {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": f"{prefix}Processor",
+    }
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    frames = {name: settings[name] for name in ("image_mean", "image_std", "patch_size", "temporal_patch_size", "merge_size")}
+    frames = {
+        name: settings[name] for name in ("image_mean", "image_std", "patch_size", "temporal_patch_size", "merge_size")
+    }
     frames["size"] = {**size, "longest_edge": 64 * side**2}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(frames))
     tokens.chat_template = QWEN_TEMPLATE

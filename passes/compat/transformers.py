@@ -187,24 +187,28 @@ def video_processor_class(model_type: str, name: str) -> Any:
     class WithoutTorchvision(BaseVideoProcessor):
         def preprocess(self, videos: Any, **options: Any) -> Any:
             # Either the videos, or the videos of each prompt.
-            flat = [video for own in videos if len(own) for video in (own if isinstance(own[0], list | tuple) else [own])]
+            flat = [
+                video for own in videos if len(own) for video in (own if isinstance(own[0], list | tuple) else [own])
+            ]
             frames = [np.stack([np.asarray(frame.convert("RGB")) for frame in video]) for video in flat]
             times = [
-                VideoMetadata(total_num_frames=len(video), fps=_FRAMES_PER_SECOND, frames_indices=list(range(len(video))))
+                VideoMetadata(
+                    total_num_frames=len(video), fps=_FRAMES_PER_SECOND, frames_indices=list(range(len(video)))
+                )
                 for video in frames
             ]
             return super().preprocess(frames, **options | {"video_metadata": times})
 
-        def convert_to_rgb(self, video: Tensor) -> Tensor:
-            return video  # `preprocess` has done it
+        def convert_to_rgb(self, image: Any, input_data_format: Any = None) -> Any:
+            return image  # `preprocess` has done it
 
-        def resize(self, image: Tensor, size: Any, resample: Any = None, **_options: Any) -> Tensor:
+        def resize(self, image: Any, size: Any, resample: Any = None, *_more: Any, **_options: Any) -> Any:
             mode = {2: "bilinear", 3: "bicubic"}[int(resample)]
             frames = image.flatten(0, -4)
             frames = torch.nn.functional.interpolate(frames, (size.height, size.width), mode=mode, antialias=True)
             return frames.reshape(*image.shape[:-2], size.height, size.width)
 
-        def normalize(self, image: Tensor, mean: Any, std: Any, **_options: Any) -> Tensor:
+        def normalize(self, image: Any, mean: Any, std: Any, *_more: Any, **_options: Any) -> Any:
             mean, std = (torch.as_tensor(values, dtype=image.dtype)[:, None, None] for values in (mean, std))
             return image.sub(mean).div_(std)
 
@@ -216,7 +220,7 @@ def video_processor_class(model_type: str, name: str) -> Any:
 @contextmanager
 def _torchvision_importable() -> Iterator[None]:
     """Let modules that import torchvision, and of which only parts without it are used, be imported where there is none."""
-    from transformers.utils import is_torchvision_available
+    from transformers.utils.import_utils import is_torchvision_available
 
     names = ("torchvision", "transforms", "v2", "functional")
     if is_torchvision_available() or names[0] in sys.modules:

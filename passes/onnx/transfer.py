@@ -120,7 +120,9 @@ class TransferOnnxPass(TransformPass):
                 continue
             kinds = {reader.op_type for reader in readers}
             if lost := [reader for reader in readers if not compressed.has_layer(reader.name or "")]:
-                raise ConversionError(f"{lost[0].op_type} {lost[0].name} reads {tensor}, and no layer of the compressed block does")
+                raise ConversionError(
+                    f"{lost[0].op_type} {lost[0].name} reads {tensor}, and no layer of the compressed block does"
+                )
             if kinds == {"Gather"}:
                 for reader in readers:
                     filling.look_up(tensor, weight, reader)

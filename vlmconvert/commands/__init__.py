@@ -24,6 +24,7 @@ __all__ = [
 
 # Command -> its module and attribute. A module is imported when its command is used, and all of them for the list in --help.
 COMMANDS = {
+    "families": "vlmconvert.commands.families:families",
     "build": "vlmconvert.commands.build:build",
     "recipe": "vlmconvert.commands.recipe:recipe",
     "run": "vlmconvert.commands.run:run",

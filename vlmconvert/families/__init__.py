@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def family_of(config: dict[str, Any], where: str) -> Family:
     """
     name = _family_name(config)
     if name not in FAMILIES:
-        raise BadInputError(f"{where} is a {name} checkpoint: vlmconvert converts {', '.join(FAMILIES.names)} models")
+        raise BadInputError(f"{where} is a {name} checkpoint{_obstacle(config)}")
     return load_family(name)
 
 
@@ -81,8 +82,36 @@ def check_family(family: Family, config: dict[str, Any], where: str) -> None:
     name = _family_name(config)
     if name == family.name:
         return
-    mend = f"use vlmconvert {name}" if name in FAMILIES else f"vlmconvert converts {', '.join(FAMILIES.names)} models"
-    raise BadInputError(f"{where} is a {name} checkpoint, not {family.name}: {mend}")
+    mend = f", not {family.name}: use vlmconvert {name}" if name in FAMILIES else _obstacle(config)
+    raise BadInputError(f"{where} is a {name} checkpoint{mend}")
+
+
+def _obstacle(config: dict[str, Any]) -> str:
+    """The end of a sentence about a checkpoint of no family: what stands in the way, and the nearest family."""
+    types = {
+        side: (config.get(f"{side}_config") or {}).get("model_type")
+        if isinstance(config.get(f"{side}_config"), dict)
+        else None
+        for side in ("text", "vision")
+    }
+    model_type = str(config.get("model_type"))
+    if not any(key in config for key in ("vision_config", "visual", "vision_tower", "mm_vision_tower")):
+        return ", which has no vision side (no vision_config in its config.json): vlmconvert families lists what can be converted"
+
+    def likeness(family: Family) -> float:
+        shared = (types["text"] in family.text_models) + (types["vision"] in family.vision_models)
+        return shared + SequenceMatcher(None, model_type, family.name.replace("-", "_")).ratio()
+
+    nearest = max((load_family(name) for name in FAMILIES.names), key=likeness)
+    known = {"text": nearest.text_models, "vision": nearest.vision_models}
+    words = {"text": "text model", "vision": "vision tower"}
+    different = [
+        f"whose {words[side]} is a {' or '.join(own)} and not a {types[side]}"
+        for side, own in known.items()
+        if types[side] not in own
+    ]
+    why = " and ".join(different) or "which joins the same text model and vision tower in another way"
+    return f": the nearest family is {nearest.name}, {why}; vlmconvert families lists what can be converted"
 
 
 def _family_name(config: dict[str, Any]) -> str:

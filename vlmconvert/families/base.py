@@ -42,6 +42,7 @@ class Family(ABC):
     Attributes:
         name: `model_type` of the checkpoint's config, with hyphens, such as `llava-next`.
         architecture: name of transformers' class, such as `LlavaForConditionalGeneration`.
+        text_models, vision_models: `model_type`s of the text models and vision towers that are converted, each with a test.
         processor_outputs: names of the processor's outputs that the model takes.
         processor_files: files of the processor that a checkpoint must have, as tuples of alternatives.
         sequence_inputs: names of the `processor_outputs` that have one entry for each token of the prompt along axis 1;
@@ -58,6 +59,8 @@ class Family(ABC):
     name: str
     architecture: str
     processor_outputs: tuple[str, ...]
+    text_models: tuple[str, ...] = ()
+    vision_models: tuple[str, ...] = ()
     processor_files: tuple[tuple[str, ...], ...] = (
         ("preprocessor_config.json", "processor_config.json"),
         ("tokenizer.json",),
@@ -70,6 +73,11 @@ class Family(ABC):
     genai_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     ascend: AscendFamily | None = None
     demo: Path | None = None
+
+    @property
+    def takes_videos(self) -> bool:
+        """Whether prompts may have videos."""
+        return any("video" in name for name in self.processor_outputs)
 
     # Components and tensors of the model.
 

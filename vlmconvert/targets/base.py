@@ -312,6 +312,10 @@ class Target(ABC):
         """Yield a sentence for each statement of a manifest that cannot be true for this target."""
         return iter(())
 
+    def takes(self, family: Family) -> bool:
+        """Whether a runtime of this target runs models of a family."""
+        return True
+
     # Folders in the format of this target that another tool has written.
 
     def recognizes(self, folder: Path) -> bool:

@@ -20,8 +20,9 @@ from passes.ascend.family import AscendFamily
 from passes.checkpoint import open_checkpoint, read_config
 from passes.registry import Registry
 from passes.vocabulary import kinds_of
-from tests.checkpoints import QWEN, FAMILIES as WRITTEN
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import FAMILIES as WRITTEN
+from tests.checkpoints import QWEN, write_checkpoint
+from tests.conftest import vlmconvert
 from vlmconvert import families, load_processor
 from vlmconvert.families import (
     FAMILIES,
@@ -134,10 +135,31 @@ def _in_file(checkpoint, tensor):
 
 
 def test_a_checkpoint_of_no_family_is_refused():
-    with pytest.raises(BadInputError, match="here is a gpt2 checkpoint: vlmconvert converts mllama, llava, "):
-        family_of({"model_type": "gpt2"}, "here")
-    with pytest.raises(BadInputError, match="here is a gpt2 checkpoint, not llava: vlmconvert converts mllama, "):
-        check_family(load_family("llava"), {"model_type": "gpt2"}, "here")
+    for config, message in (
+        ({"model_type": "gpt2"}, "here is a gpt2 checkpoint, which has no vision side"),
+        ({"model_type": "gemma3_text"}, "here is a gemma3-text checkpoint, which has no vision side"),
+        (
+            {
+                "model_type": "paligemma",
+                "text_config": {"model_type": "gemma"},
+                "vision_config": {"model_type": "siglip_vision_model"},
+            },
+            "here is a paligemma checkpoint: the nearest family is gemma3, whose text model is a gemma3_text and not a gemma;",
+        ),
+        (
+            {
+                "model_type": "vipllava",
+                "text_config": {"model_type": "llama"},
+                "vision_config": {"model_type": "clip_vision_model"},
+            },
+            "here is a vipllava checkpoint: the nearest family is llava, which joins the same text model and vision tower in",
+        ),
+        ({"model_type": "x", "text_config": 3, "vision_config": []}, "here is a x checkpoint: the nearest family is "),
+    ):
+        with pytest.raises(BadInputError, match=message):
+            family_of(config, "here")
+        with pytest.raises(BadInputError, match=message):
+            check_family(load_family("llava"), config, "here")
     with pytest.raises(BadInputError, match="is a llava-next checkpoint, not llava: use vlmconvert llava-next"):
         check_family(load_family("llava"), {"model_type": "llava_next"}, "here")
     with pytest.raises(BadInputError, match="there is no family gpt2"):
@@ -238,3 +260,17 @@ def test_families_are_light_to_import():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_the_command_lists_what_the_registry_has(tmp_path):
+    listed = tmp_path / "families.json"
+    result = vlmconvert("families", "--json", listed)
+    assert result.exit_code == 0, result.output
+    entries = {entry["family"]: entry for entry in json.loads(listed.read_text())}
+    assert list(entries) == list(FAMILIES.names)
+    assert all(name in result.output for name in FAMILIES.names)
+    assert all(entry["text_models"] and entry["vision_models"] for entry in entries.values())
+    assert entries["llava"]["targets"] == ["openvino", "onnx", "ascend"]
+    assert entries["qwen3-vl"]["targets"] == ["openvino", "onnx"]
+    assert [name for name, entry in entries.items() if entry["demo"]] == ["mllama", "llava"]
+    assert "qwen3-vl" in [name for name, entry in entries.items() if entry["videos"]]

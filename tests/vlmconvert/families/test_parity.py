@@ -172,7 +172,9 @@ def test_logits_equal_the_checkpoints(built, case):
     assert_parity(built, process(built.processor, texts, [images for _, images in prompts]))
 
 
-@pytest.mark.parametrize("built", exhaustive_but([case for case in KEPT if case in VIDEO], VIDEO), indirect=True, ids=" for ".join)
+@pytest.mark.parametrize(
+    "built", exhaustive_but([case for case in KEPT if case in VIDEO], VIDEO), indirect=True, ids=" for ".join
+)
 def test_video_frames(built):
     frames = [image(10, (60, 44))] * 3 + [image(11, (60, 44))]
     text = chat_prompt(built.processor, (("What happens?", None),), 0, 1)

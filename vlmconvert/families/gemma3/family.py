@@ -31,8 +31,8 @@ class Gemma3(Llava):
     def components(self, config: dict[str, Any]) -> tuple[Component, ...]:
         """Vision tower with pooling and projection, scaled text embeddings, and language model."""
         text, vision = config["text_config"], config["vision_config"]
-        check_text_model(config, ("gemma3_text",))
-        check_tower(vision)
+        check_text_model(config, self.text_models)
+        check_tower(vision, self.vision_models)
         _check_config(config)
         step = HostStep(
             "vlmconvert.families.llava.features:merge_features",
@@ -100,6 +100,8 @@ FAMILY = Gemma3(
     architecture="Gemma3ForConditionalGeneration",
     processor_outputs=("input_ids", "attention_mask", "token_type_ids", "pixel_values"),
     sequence_inputs=("input_ids", "attention_mask", "token_type_ids"),
+    text_models=("gemma3_text",),
+    vision_models=("siglip_vision_model",),
     tokenizer_graphs=True,
     crops_for_genai=False,
 )

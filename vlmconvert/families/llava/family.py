@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from passes.ascend.family import AscendFamily, VisionStack
 from passes.vocabulary import Component, HostStep
 from vlmconvert.families.base import Family
-from vlmconvert.families.parts.decoder import check_text_model, language_model, text_embeddings
-from vlmconvert.families.parts.vision_tower import patch_tokens, vision_embeddings
+from vlmconvert.families.parts.decoder import TEXT_MODELS, check_text_model, language_model, text_embeddings
+from vlmconvert.families.parts.vision_tower import VISION_TOWERS, patch_tokens, vision_embeddings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ class Llava(Family):
 
     def components(self, config: dict[str, Any]) -> tuple[Component, ...]:
         """Vision tower with projector, text embeddings and language model."""
-        check_text_model(config)
+        check_text_model(config, self.text_models)
         step = HostStep(
             "vlmconvert.families.llava.features:merge_features",
             ("input_ids", "inputs_embeds", "image_features"),
@@ -78,6 +78,8 @@ FAMILY = Llava(
     name="llava",
     architecture="LlavaForConditionalGeneration",
     processor_outputs=("input_ids", "attention_mask", "pixel_values"),
+    text_models=TEXT_MODELS,
+    vision_models=VISION_TOWERS,
     tokenizer_graphs=True,
     ascend=AscendFamily(
         script="llava",

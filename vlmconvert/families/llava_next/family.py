@@ -26,7 +26,7 @@ class LlavaNext(Llava):
 
     def components(self, config: dict[str, Any]) -> tuple[Component, ...]:
         """Vision tower with projector, text embeddings and language model."""
-        check_text_model(config)
+        check_text_model(config, self.text_models)
         vision = vision_embeddings(config, project=True)
         check_grid(config)
         step = HostStep(
@@ -103,6 +103,8 @@ FAMILY = LlavaNext(
     processor_outputs=("input_ids", "attention_mask", "pixel_values", "image_sizes"),
     # OpenVINO's runtimes read the newline's embedding from the config.
     config_tensors={"image_newline": "model.image_newline"},
+    text_models=LLAVA.text_models,
+    vision_models=LLAVA.vision_models,
     tokenizer_graphs=True,
     ascend=replace(LLAVA.ascend, name_prefixes=_PREFIXES, names_text_model=True),
 )

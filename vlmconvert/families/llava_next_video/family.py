@@ -40,7 +40,7 @@ class LlavaNextVideo(LlavaNext):
 
     def components(self, config: dict[str, Any]) -> tuple[Component, ...]:
         """Vision tower, pooling, projector, text embeddings and language model."""
-        check_text_model(config)
+        check_text_model(config, self.text_models)
         vision = vision_embeddings(config, project=False)
         check_grid(config)
         _check_pooling(config)
@@ -184,6 +184,8 @@ FAMILY = LlavaNextVideo(
     architecture="LlavaNextVideoForConditionalGeneration",
     processor_outputs=("input_ids", "attention_mask", "pixel_values", "image_sizes", "pixel_values_videos"),
     config_tensors=LLAVA_NEXT.config_tensors,
+    text_models=LLAVA_NEXT.text_models,
+    vision_models=LLAVA_NEXT.vision_models,
     tokenizer_graphs=True,
     ascend=replace(LLAVA_NEXT.ascend, name_prefixes=_PREFIXES),
 )

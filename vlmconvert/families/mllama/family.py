@@ -98,6 +98,8 @@ FAMILY = Mllama(
         "aspect_ratio_mask",
     ),
     sequence_inputs=("input_ids", "attention_mask", "cross_attention_mask"),
+    text_models=("mllama_text_model",),
+    vision_models=("mllama_vision_model",),
     ascend=AscendFamily(
         script="mllama",
         frames=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
@@ -56,7 +57,7 @@ def grid_tower(
     host_step: HostStep,
     *,
     full: Sequence[int] | None = None,
-    after: Mapping[int, tuple[Kind, Block]] = {},  # noqa: B006 - it is not changed
+    after: Mapping[int, tuple[Kind, Block]] = MappingProxyType({}),
     last: tuple[tuple[Kind, Block], ...] = (),
 ) -> Component:
     """`patch_embeds` [patches, width], masks and positions -> `image_features` [features, width of the language model].

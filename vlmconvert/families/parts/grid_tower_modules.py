@@ -71,7 +71,8 @@ class GridLayer(nn.Module):
         Args:
             hidden_states: [1, patches, width].
             vision_attention_mask: added to the scores, [1, patches, patches].
-            cos, sin: [patches, head_dim].
+            cos: [patches, head_dim].
+            sin: [patches, head_dim].
         """
         attention = self.layer.attn
         patches = hidden_states.shape[1]
@@ -117,7 +118,7 @@ class AxisPositions(nn.Module):
         self.sliding_window = sliding_window
         self.scaling = rotary_emb.attention_scaling
         chosen = nn.functional.one_hot(torch.tensor(axes), 3).T.float()
-        self.register_buffer("frequencies", chosen * rotary_emb.inv_freq.float(), persistent=False)
+        self.frequencies = nn.Buffer(chosen * rotary_emb.inv_freq.float(), persistent=False)
 
     def forward(self, attention_mask: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Additive mask [batch, 1, sequence, total] of 0 and -65504; cosine and sine [batch, sequence, head_dim].

@@ -112,7 +112,9 @@ def interpolation(grids: np.ndarray, merge: int, side: int) -> tuple[np.ndarray,
         those of a bilinear interpolation with aligned corners.
     """
     positions = grid_positions(grids, merge)
-    lengths = np.concatenate([np.empty((0, 2), np.int64), *(np.tile((h, w), (t * h * w, 1)) for t, h, w in grids.tolist())])
+    lengths = np.concatenate(
+        [np.empty((0, 2), np.int64), *(np.tile((h, w), (t * h * w, 1)) for t, h, w in grids.tolist())]
+    )
     exact = positions.astype(np.float32) * np.float32(side - 1) / np.maximum(lengths - 1, 1).astype(np.float32)
     lower = np.floor(exact)
     share = exact - lower

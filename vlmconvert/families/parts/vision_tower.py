@@ -164,16 +164,20 @@ def _chosen_layers(config: dict[str, Any]) -> list[int]:
     return [layer % count for layer in layers]
 
 
-def check_tower(vision: dict[str, Any]) -> None:
+def check_tower(vision: dict[str, Any], known: tuple[str, ...] = VISION_TOWERS) -> None:
     """Refuse a vision tower that cannot be converted layer by layer.
+
+    Args:
+        vision: the vision config.
+        known: model types of the towers that can be.
 
     Raises:
         BadInputError: if its model type is not supported, or its images are smaller than a patch.
     """
-    if vision["model_type"] not in VISION_TOWERS:
+    if vision["model_type"] not in known:
         raise BadInputError(
             f"the vision tower is a {vision['model_type']}, which cannot be converted layer by layer: "
-            f"use a checkpoint with {', '.join(VISION_TOWERS)}"
+            f"use a checkpoint with {', '.join(known)}"
         )
     size, patch = vision["image_size"], vision["patch_size"]
     if not 0 < patch <= size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from manifests.errors import BadInputError
 from passes.vocabulary import Component, HostStep
@@ -14,13 +14,11 @@ from vlmconvert.families.qwen2_vl.family import Qwen2VL
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["FAMILY", "Qwen2_5VL"]
+__all__ = ["FAMILY", "Qwen25VL"]
 
 
-class Qwen2_5VL(Qwen2VL):
+class Qwen25VL(Qwen2VL):
     """Qwen2.5-VL."""
-
-    text_models: ClassVar[tuple[str, ...]] = ("qwen2_5_vl_text",)
 
     def components(self, config: dict[str, Any]) -> tuple[Component, ...]:
         """Patch embeddings, vision tower with windows and the merger, text embeddings and language model."""
@@ -53,9 +51,11 @@ class Qwen2_5VL(Qwen2VL):
 
 
 FAMILY = replace(
-    Qwen2_5VL(**vars(QWEN2_VL)),
+    Qwen25VL(**vars(QWEN2_VL)),
     name="qwen2.5-vl",
     architecture="Qwen2_5_VLForConditionalGeneration",
+    text_models=("qwen2_5_vl_text",),
+    vision_models=("qwen2_5_vl_vision",),
     processor_outputs=(*QWEN2_VL.processor_outputs, "second_per_grid_ts"),
     genai_config={},
 )

@@ -29,7 +29,6 @@ _SIZES = ((8, 12), (12, 8), (16, 16))
 class Qwen2VL(Family):
     """Qwen2-VL; Qwen2.5-VL and Qwen3-VL inherit from this class."""
 
-    text_models: ClassVar[tuple[str, ...]] = ("qwen2_vl_text",)
     # Class of transformers that processes videos, and the model to which it belongs.
     videos: ClassVar[tuple[str, str]] = ("qwen2_vl", "Qwen2VLVideoProcessor")
 
@@ -150,6 +149,8 @@ FAMILY = Qwen2VL(
         "video_grid_thw",
     ),
     sequence_inputs=("input_ids", "attention_mask", "mm_token_type_ids"),
+    text_models=("qwen2_vl_text",),
+    vision_models=("qwen2_vl_vision",),
     tokenizer_graphs=True,
     crops_for_genai=False,
     # Without it, GenAI places two moments of a video as far from each other as Qwen2.5-VL does.

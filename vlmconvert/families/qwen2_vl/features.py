@@ -18,7 +18,10 @@ def tower_inputs(values: dict[str, np.ndarray], config: dict[str, Any]) -> dict[
     if "patch_embeds" not in values:
         return {}
     grids = grids_of(values)
-    return {"vision_attention_mask": attention_mask(frame_lengths(grids)), "rotary_pos_emb": rotary_pos_emb(grids, config)}
+    return {
+        "vision_attention_mask": attention_mask(frame_lengths(grids)),
+        "rotary_pos_emb": rotary_pos_emb(grids, config),
+    }
 
 
 def frame_lengths(grids: np.ndarray) -> list[int]:

@@ -35,9 +35,7 @@ class Reference(TorchReference):
         """The features of the last prefill."""
         names = self._made[0] if self._made else {}
         axis = {"deepstack_features": 1}
-        return {
-            name: torch.cat([part[name] for part in self._made], dim=axis.get(name, 0)).numpy() for name in names
-        }
+        return {name: torch.cat([part[name] for part in self._made], dim=axis.get(name, 0)).numpy() for name in names}
 
     def _take(self, handed: dict[str, np.ndarray] | None, inputs: dict[str, torch.Tensor], cache: DynamicCache) -> None:
         self._made = []
@@ -59,9 +57,7 @@ class Reference(TorchReference):
             self._made.append(made | ({"deepstack_features": torch.stack(deepstack)} if deepstack else {}))
             return output
         count = len(output.pooler_output)
-        taken = {
-            name: value.split((count, value.shape[-2] - count), dim=-2) for name, value in self._given.items()
-        }
+        taken = {name: value.split((count, value.shape[-2] - count), dim=-2) for name, value in self._given.items()}
         self._given = {name: rest for name, (_, rest) in taken.items()}
         output.pooler_output = taken["image_features"][0]
         if deepstack:

@@ -29,7 +29,6 @@ _GRIDS = ("image_grid_thw", "video_grid_thw")
 class Qwen3VL(Qwen2VL):
     """Qwen3-VL."""
 
-    text_models: ClassVar[tuple[str, ...]] = ("qwen3_vl_text",)
     videos: ClassVar[tuple[str, str]] = ("qwen3_vl", "Qwen3VLVideoProcessor")
 
     def components(self, config: dict[str, Any]) -> tuple[Component, ...]:
@@ -40,7 +39,9 @@ class Qwen3VL(Qwen2VL):
     def check(self, config: dict[str, Any]) -> None:
         super().check(config)
         vision = config["vision_config"]
-        indexes, depth, entries = (vision[name] for name in ("deepstack_visual_indexes", "depth", "num_position_embeddings"))
+        indexes, depth, entries = (
+            vision[name] for name in ("deepstack_visual_indexes", "depth", "num_position_embeddings")
+        )
         if not indexes or len(set(indexes)) < len(indexes) or not all(0 <= index < depth for index in indexes):
             raise BadInputError(
                 f"config.json has deepstack_visual_indexes {list(indexes)}, and not some of the {depth} layers of the vision tower: copy "
@@ -181,5 +182,10 @@ def _with_features(model: Component, config: dict[str, Any]) -> Component:
 
 
 FAMILY = replace(
-    Qwen3VL(**vars(QWEN2_VL)), name="qwen3-vl", architecture="Qwen3VLForConditionalGeneration", genai_config={}
+    Qwen3VL(**vars(QWEN2_VL)),
+    name="qwen3-vl",
+    architecture="Qwen3VLForConditionalGeneration",
+    text_models=("qwen3_vl_text",),
+    vision_models=("qwen3_vl_vision",),
+    genai_config={},
 )

@@ -64,13 +64,9 @@ def position_embeddings(config: dict[str, Any]) -> nn.Module:
 
 def deepstack_merger(config: dict[str, Any]) -> nn.Module:
     """A merger whose norm is that of a whole feature."""
-    vision = dict(config["vision_config"])
+    vision: Any = AutoConfig.for_model(**config["vision_config"])
     with torch.device("meta"):
-        return GridMerger(
-            Qwen3VLVisionPatchMerger(
-                AutoConfig.for_model(vision.pop("model_type"), **vision), use_postshuffle_norm=True
-            )
-        )
+        return GridMerger(Qwen3VLVisionPatchMerger(vision, use_postshuffle_norm=True))
 
 
 def deepstack_features(config: dict[str, Any]) -> nn.Module:

@@ -163,6 +163,9 @@ class AscendTarget(TensorTarget):
         if manifest.run_plan is None:
             yield f"it has no run plan, but artifacts for {self.name} have one"
 
+    def takes(self, family: Family) -> bool:
+        return family.ascend is not None
+
     def recognizes(self, folder: Path) -> bool:
         from passes.ascend.format import DESCRIPTION_NAME
 

@@ -36,7 +36,9 @@ NATIVE = {
 }
 
 
-@pytest.fixture(scope="module", params=exhaustive_but(["llava", "llava-next-video", "qwen2.5-vl", "qwen3-vl", "gemma3"], NATIVE))
+@pytest.fixture(
+    scope="module", params=exhaustive_but(["llava", "llava-next-video", "qwen2.5-vl", "qwen3-vl", "gemma3"], NATIVE)
+)
 def folder(request, tmp_path_factory, store):
     place = tmp_path_factory.mktemp("genai")
     # A tied head of random weights answers with the last token of the question, again and again.
