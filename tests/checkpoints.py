@@ -30,7 +30,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 # Of the families that `write_checkpoint` writes; Gemma 3 has no vision side to choose.
-FAMILIES = ("llava", "llava-next", "llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "gemma3")
+FAMILIES = ("llava", "llava-next", "llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "gemma3")
 CLASSES = {"llava": "Llava", "llava-next": "LlavaNext", "llava-next-video": "LlavaNextVideo"}
 
 
@@ -108,6 +108,8 @@ def write_checkpoint(
     """
     if family == "gemma3":
         return write_gemma3(folder, dtype=dtype, text_options=text_options, **options)
+    if family == "internvl":
+        return write_internvl(folder, text, dtype=dtype, tied=tied, text_options=text_options, **options)
     if family in QWEN:
         return write_qwen(folder, family, dtype=dtype, tied=tied, text_options=text_options, **options)
     tokens = tokenizer()
@@ -360,6 +362,98 @@ def write_qwen(
     frames["size"] = {**size, "longest_edge": 64 * side**2}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(frames))
     tokens.chat_template = QWEN_TEMPLATE
+    tokens.save_pretrained(folder)
+    return folder
+
+
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\\n' }}"
+    "{% elif part['type'] == 'video' %}{{ '<video>\\n' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def write_internvl(
+    folder: Path,
+    text: str = "qwen2",
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    tied: bool = False,
+    text_options: dict[str, Any] | None = None,
+    vision_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """Write a random InternVL checkpoint whose tiles have 4 features; for the arguments see `write_checkpoint`."""
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
+    tokens = PreTrainedTokenizerFast(
+        tokenizer_object=build_bpe(480, names, "user assistant Frame1: "),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    config = transformers.InternVLConfig(
+        text_config={
+            "model_type": text,
+            "vocab_size": 512,
+            "hidden_size": WIDTH,
+            "intermediate_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": tied,
+            "bos_token_id": None,
+            "eos_token_id": tokens.eos_token_id,
+            "pad_token_id": tokens.pad_token_id,
+            **(text_options or {}),
+        },
+        vision_config={
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": [SIZE, SIZE],
+            "patch_size": [PATCH, PATCH],
+            **(vision_options or {}),
+        },
+        image_token_id=tokens.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+        tie_word_embeddings=tied,
+        **options,
+    )
+    torch.manual_seed(0)
+    model = transformers.InternVLForConditionalGeneration(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15 if "language_model" in name else 0.2)
+            elif name.endswith(("bias", "lambda_1", "lambda_2")):
+                parameter.normal_(std=0.3)
+    _save(model, tokens, dtype, folder)
+    size = {"height": SIZE, "width": SIZE}
+    images = GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, min_patches=1, max_patches=12)
+    settings = images.to_dict() | {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "processor_class": "InternVLProcessor",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    names = ("image_mean", "image_std", "size")
+    (folder / "video_preprocessor_config.json").write_text(json.dumps({name: settings[name] for name in names}))
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps({"image_seq_length": 4, "processor_class": "InternVLProcessor"}))
+    tokens.chat_template = INTERNVL_TEMPLATE
     tokens.save_pretrained(folder)
     return folder
 

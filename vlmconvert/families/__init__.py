@@ -36,6 +36,7 @@ FAMILIES = Registry(
         "qwen2-vl": "vlmconvert.families.qwen2_vl.family:FAMILY",
         "qwen2.5-vl": "vlmconvert.families.qwen2_5_vl.family:FAMILY",
         "qwen3-vl": "vlmconvert.families.qwen3_vl.family:FAMILY",
+        "internvl": "vlmconvert.families.internvl.family:FAMILY",
         "gemma3": "vlmconvert.families.gemma3.family:FAMILY",
     },
 )
@@ -115,9 +116,11 @@ def _obstacle(config: dict[str, Any]) -> str:
 
 
 def _family_name(config: dict[str, Any]) -> str:
-    """The family whose name is the config's `model_type`, but for hyphens and dots; or what its name would be."""
+    """The family of a config's `model_type`, which GenAI may call otherwise; or what its name would be."""
     model_type = str(config.get("model_type"))
     known = {name.replace("-", "_").replace(".", "_"): name for name in FAMILIES.names}
+    if model_type not in known:
+        known |= {str(load_family(name).genai_config.get("model_type")): name for name in FAMILIES.names}
     return known.get(model_type, model_type.replace("_", "-"))
 
 

@@ -40,7 +40,7 @@ class Family(ABC):
     works without these defaults says so. `processed` has the outputs of the processor as numpy arrays by name.
 
     Attributes:
-        name: `model_type` of the checkpoint's config, with hyphens, such as `llava-next`.
+        name: `model_type` of the checkpoint's config, with hyphens or dots, such as `llava-next`.
         architecture: name of transformers' class, such as `LlavaForConditionalGeneration`.
         text_models, vision_models: `model_type`s of the text models and vision towers that are converted, each with a test.
         processor_outputs: names of the processor's outputs that the model takes.
@@ -73,6 +73,11 @@ class Family(ABC):
     genai_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     ascend: AscendFamily | None = None
     demo: Path | None = None
+
+    @property
+    def model_type(self) -> str:
+        """`model_type` of a checkpoint's config."""
+        return self.name.replace("-", "_").replace(".", "_")
 
     @property
     def takes_videos(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from passes.checkpoint import read_config
 from passes.compat.transformers import GraphState, StatefulGeneration
 from vlmconvert.running.open import open_runner
 
@@ -41,7 +42,9 @@ class VisionLanguageModel(StatefulGeneration, GenerationMixin):
         cache_dir: Path | None = None,
     ) -> None:
         self.runner = open_runner(folder, device, ov_config, cache_dir)
-        self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        values = read_config(folder)
+        values["model_type"] = self.runner.family.model_type  # GenAI may call it otherwise
+        self.config = AutoConfig.for_model(**values)
         self.generation_config = (
             GenerationConfig.from_pretrained(folder, local_files_only=True)
             if (folder / "generation_config.json").exists()

@@ -76,6 +76,18 @@ CHECKPOINTS = {
         "vision_options": {"deepstack_visual_indexes": [1], "depth": 2, "num_position_embeddings": 16},
         "text_options": {"attention_bias": True, "num_hidden_layers": 2},
     },
+    "internvl, qwen2, tied": {"family": "internvl", "text": "qwen2", "tied": True},
+    "internvl, llama, norms of another kind": {
+        "family": "internvl",
+        "text": "llama",
+        "dtype": torch.float32,
+        "vision_options": {
+            "norm_type": "rms_norm",
+            "use_qk_norm": True,
+            "use_mean_pooling": False,
+            "attention_bias": True,
+        },
+    },
     "gemma3, tied": {"family": "gemma3"},
     "gemma3, not tied, windows in all layers": {
         "family": "gemma3",
@@ -97,6 +109,7 @@ CASES_BUILT += [
         "qwen2-vl, tied",
         "qwen2.5-vl",
         "qwen3-vl",
+        "internvl, qwen2, tied",
         "gemma3, tied",
     )
 ]
@@ -112,11 +125,13 @@ KEPT = [
     ("qwen2.5-vl, windows in all layers of the tower and some of the text, tied", "openvino"),
     ("qwen3-vl", "openvino"),
     ("qwen3-vl", "onnx"),
+    ("internvl, llama, norms of another kind", "openvino"),
+    ("internvl, qwen2, tied", "onnx"),
     ("llava-next-video, qwen2, maximum", "openvino"),
     ("llava-next-video, llama, clip", "onnx"),
 ]
 
-FRAMES = ("llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+FRAMES = ("llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl")
 VIDEO = [case for case in CASES_BUILT if CHECKPOINTS[case[0]].get("family") in FRAMES]
 
 

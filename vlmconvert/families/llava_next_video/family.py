@@ -88,7 +88,7 @@ class LlavaNextVideo(LlavaNext):
         from vlmconvert.families.llava_next_video.video import FrameProcessor
         from vlmconvert.families.parts.video import load_video_processor
 
-        processor = load_video_processor(folder, FrameProcessor)
+        processor = load_video_processor(folder, self.model_type, FrameProcessor)
         complete_processor(processor, folder)
         return processor
 

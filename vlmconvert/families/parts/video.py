@@ -14,7 +14,7 @@ __all__ = ["load_video_processor"]
 _PROCESSOR, _IMAGES, _VIDEOS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
 
 
-def load_video_processor(folder: Path, videos: Callable[[dict[str, Any]], Any]) -> Any:
+def load_video_processor(folder: Path, model_type: str, videos: Callable[[dict[str, Any]], Any]) -> Any:
     """Load a processor for images, videos and text.
 
     Checkpoints of transformers 4 keep the settings in several files; each is read from the files in which transformers
@@ -22,6 +22,7 @@ def load_video_processor(folder: Path, videos: Callable[[dict[str, Any]], Any]) 
 
     Args:
         folder: the checkpoint.
+        model_type: of the checkpoint.
         videos: takes the settings for videos, and returns what processes them.
 
     Raises:
@@ -29,7 +30,6 @@ def load_video_processor(folder: Path, videos: Callable[[dict[str, Any]], Any]) 
     """
     import transformers
 
-    model_type = _read(folder / "config.json")["model_type"]
     config = _read(folder / _PROCESSOR)
     settings = config.pop("video_processor", None) or _read(folder / _VIDEOS) or _read(folder / _IMAGES)
     config.pop("image_processor", None)

@@ -128,7 +128,7 @@ class Qwen2VL(Family):
         videos = video_processor_class(*self.videos)
         # Frames are chosen before they are processed; without a word about the cap, transformers warns.
         fixed, default = {"do_sample_frames": False}, {"cap_pixels_per_frame": False}
-        return load_video_processor(folder, lambda settings: videos(**default | settings | fixed))
+        return load_video_processor(folder, self.model_type, lambda settings: videos(**default | settings | fixed))
 
     def reference(self, folder: Path) -> Model:
         from vlmconvert.families.qwen2_vl.reference import Reference
