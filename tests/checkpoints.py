@@ -30,7 +30,18 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 # Of the families that `write_checkpoint` writes; Gemma 3 has no vision side to choose.
-FAMILIES = ("llava", "llava-next", "llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "gemma3")
+FAMILIES = (
+    "llava",
+    "llava-next",
+    "llava-next-video",
+    "qwen2-vl",
+    "qwen2.5-vl",
+    "qwen3-vl",
+    "internvl",
+    "idefics3",
+    "smolvlm",
+    "gemma3",
+)
 CLASSES = {"llava": "Llava", "llava-next": "LlavaNext", "llava-next-video": "LlavaNextVideo"}
 
 
@@ -108,6 +119,8 @@ def write_checkpoint(
     """
     if family == "gemma3":
         return write_gemma3(folder, dtype=dtype, text_options=text_options, **options)
+    if family in IDEFICS:
+        return write_idefics(folder, family, text, dtype=dtype, tied=tied, text_options=text_options, **options)
     if family == "internvl":
         return write_internvl(folder, text, dtype=dtype, tied=tied, text_options=text_options, **options)
     if family in QWEN:
@@ -454,6 +467,101 @@ def write_internvl(
     path = folder / "processor_config.json"
     path.write_text(json.dumps({"image_seq_length": 4, "processor_class": "InternVLProcessor"}))
     tokens.chat_template = INTERNVL_TEMPLATE
+    tokens.save_pretrained(folder)
+    return folder
+
+
+IDEFICS = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}
+IDEFICS_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize + ':' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
+    "{% elif part['type'] == 'video' %}{{ '<video>' }}"
+    "{% else %}{{ ' ' + part['text'] }}{% endif %}{% endfor %}{{ '<end_of_utterance>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def write_idefics(
+    folder: Path,
+    family: str,
+    text: str = "llama",
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    tied: bool = False,
+    text_options: dict[str, Any] | None = None,
+    vision_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Path:
+    """Write a random Idefics3 or SmolVLM checkpoint whose tiles have 4 features; for the arguments see `write_checkpoint`."""
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    places = [f"<row_{row + 1}_col_{column + 1}>" for row in range(6) for column in range(6)]
+    names = (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<image>",
+        "<fake_token_around_image>",
+        "<global-img>",
+        "<end_of_utterance>",
+        "<video>",
+    )
+    tokens = PreTrainedTokenizerFast(
+        tokenizer_object=build_bpe(480, (*names, *places), "User Assistant: Frame from 00:00:"),
+        bos_token="<|im_start|>",
+        eos_token="<end_of_utterance>",
+        pad_token="<|im_end|>",
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    prefix = IDEFICS[family]
+    config = getattr(transformers, f"{prefix}Config")(
+        text_config={
+            "model_type": text,
+            "vocab_size": 512,
+            "hidden_size": WIDTH,
+            "intermediate_size": 128,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": tied,
+            "bos_token_id": tokens.bos_token_id,
+            "eos_token_id": tokens.eos_token_id,
+            "pad_token_id": tokens.pad_token_id,
+            **(text_options or {}),
+        },
+        vision_config={
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "image_size": SIZE,
+            "patch_size": PATCH,
+            **(vision_options or {}),
+        },
+        image_token_id=tokens.convert_tokens_to_ids("<image>"),
+        tie_word_embeddings=tied,
+        **options,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{prefix}ForConditionalGeneration")(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.15 if "text_model" in name else 0.2)
+            elif name.endswith("bias"):
+                parameter.normal_(std=0.3)
+    _save(model, tokens, dtype, folder)
+    sizes = {"size": {"longest_edge": 4 * SIZE}, "max_image_size": {"longest_edge": SIZE}}
+    settings = SmolVLMImageProcessorPil(**sizes).to_dict()
+    settings |= {"image_processor_type": f"{prefix}ImageProcessor", "processor_class": f"{prefix}Processor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    if family == "smolvlm":
+        (folder / "video_preprocessor_config.json").write_text(json.dumps(sizes))
+    path = folder / "processor_config.json"
+    path.write_text(json.dumps({"image_seq_len": 4, "processor_class": f"{prefix}Processor"}))
+    tokens.chat_template = IDEFICS_TEMPLATE
     tokens.save_pretrained(folder)
     return folder
 

@@ -23,6 +23,7 @@ __all__ = [
     "StatefulGeneration",
     "attention_replaced",
     "image_processor_class",
+    "numbers_in_words",
     "processor_class",
     "tensor_renaming",
     "use_sdpa",
@@ -203,7 +204,7 @@ def video_processor_class(model_type: str, name: str) -> Any:
             return image  # `preprocess` has done it
 
         def resize(self, image: Any, size: Any, resample: Any = None, *_more: Any, **_options: Any) -> Any:
-            mode = {2: "bilinear", 3: "bicubic"}[int(resample)]
+            mode = {1: "lanczos", 2: "bilinear", 3: "bicubic"}[int(resample)]
             frames = image.flatten(0, -4)
             frames = torch.nn.functional.interpolate(frames, (size.height, size.width), mode=mode, antialias=True)
             return frames.reshape(*image.shape[:-2], size.height, size.width)
@@ -215,6 +216,48 @@ def video_processor_class(model_type: str, name: str) -> Any:
     with _torchvision_importable():
         module = importlib.import_module(f"transformers.models.{model_type}.video_processing_{model_type}")
     return type(name, (getattr(module, name), WithoutTorchvision), {})
+
+
+_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def numbers_in_words() -> None:
+    """Let SmolVLM's processor write the number of frames in words without the package num2words, which it asks for."""
+    from transformers.models.smolvlm import processing_smolvlm
+
+    if vars(processing_smolvlm)["num2words"] is None:
+        vars(processing_smolvlm)["num2words"] = _in_words
+
+
+def _in_words(number: int) -> str:
+    """A number from 0 to 999 in English."""
+    hundreds, rest = divmod(number, 100)
+    ones = _ONES[rest] if rest < len(_ONES) else _TENS[rest // 10 - 2] + (f"-{_ONES[rest % 10]}" if rest % 10 else "")
+    if not hundreds:
+        return ones
+    return f"{_ONES[hundreds]} hundred" + (f" and {ones}" if rest else "")
 
 
 @contextmanager

@@ -37,6 +37,8 @@ FAMILIES = Registry(
         "qwen2.5-vl": "vlmconvert.families.qwen2_5_vl.family:FAMILY",
         "qwen3-vl": "vlmconvert.families.qwen3_vl.family:FAMILY",
         "internvl": "vlmconvert.families.internvl.family:FAMILY",
+        "idefics3": "vlmconvert.families.idefics3.family:FAMILY",
+        "smolvlm": "vlmconvert.families.smolvlm.family:FAMILY",
         "gemma3": "vlmconvert.families.gemma3.family:FAMILY",
     },
 )

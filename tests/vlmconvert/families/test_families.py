@@ -36,9 +36,9 @@ from vlmconvert.families import (
 from vlmconvert.families.base import Family
 
 WITH_ASCEND = ("mllama", "llava", "llava-next", "llava-next-video")
-WITH_VIDEOS = ("llava-next-video", *QWEN, "internvl")
+WITH_VIDEOS = ("llava-next-video", *QWEN, "internvl", "smolvlm")
 # Features of the largest image for calibration, of families whose processors set a limit of their own.
-LIMITED = {**dict.fromkeys(QWEN, 16), "internvl": 20}
+LIMITED = {**dict.fromkeys(QWEN, 16), "internvl": 20, "idefics3": 68, "smolvlm": 68}
 HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
 
 
@@ -87,7 +87,7 @@ def test_what_a_family_says_fits_its_checkpoint(checkpoints, name):
     token = processor.tokenizer.image_token_id if name == "gemma3" else processor.image_token_id
     assert family.image_token(config) == token == family.image_token(read_config(folder))
     assert (family.video_token(config) is not None) == family.takes_videos == (name in WITH_VIDEOS)
-    if family.takes_videos and name != "internvl":  # whose frames are tiles of an image
+    if family.takes_videos and name not in ("internvl", "smolvlm"):  # whose frames are tiles of an image
         assert family.video_token(config) == processor.video_token_id
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     assert family.end_tokens(folder) == (ends if isinstance(ends, list) else [ends])

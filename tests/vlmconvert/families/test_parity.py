@@ -88,6 +88,8 @@ CHECKPOINTS = {
             "attention_bias": True,
         },
     },
+    "idefics3, llama": {"family": "idefics3", "text": "llama"},
+    "smolvlm, llama, tied": {"family": "smolvlm", "text": "llama", "tied": True, "dtype": torch.float32},
     "gemma3, tied": {"family": "gemma3"},
     "gemma3, not tied, windows in all layers": {
         "family": "gemma3",
@@ -110,6 +112,8 @@ CASES_BUILT += [
         "qwen2.5-vl",
         "qwen3-vl",
         "internvl, qwen2, tied",
+        "idefics3, llama",
+        "smolvlm, llama, tied",
         "gemma3, tied",
     )
 ]
@@ -127,11 +131,13 @@ KEPT = [
     ("qwen3-vl", "onnx"),
     ("internvl, llama, norms of another kind", "openvino"),
     ("internvl, qwen2, tied", "onnx"),
+    ("idefics3, llama", "onnx"),
+    ("smolvlm, llama, tied", "openvino"),
     ("llava-next-video, qwen2, maximum", "openvino"),
     ("llava-next-video, llama, clip", "onnx"),
 ]
 
-FRAMES = ("llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl")
+FRAMES = ("llava-next-video", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "internvl", "smolvlm")
 VIDEO = [case for case in CASES_BUILT if CHECKPOINTS[case[0]].get("family") in FRAMES]
 
 
@@ -194,8 +200,9 @@ def test_video_frames(built):
     frames = [image(10, (60, 44))] * 3 + [image(11, (60, 44))]
     text = chat_prompt(built.processor, (("What happens?", None),), 0, 1)
     assert_parity(built, process(built.processor, [text], [], [[frames]]))
-    both = chat_prompt(built.processor, (("What happens?", None),), 2, 1)
-    assert_parity(built, process(built.processor, [both], [[image(12), image(13)]], [[frames]]))
+    if built.family != "smolvlm":  # whose processor drops the images of such a prompt
+        both = chat_prompt(built.processor, (("What happens?", None),), 2, 1)
+        assert_parity(built, process(built.processor, [both], [[image(12), image(13)]], [[frames]]))
     batch = [text, chat_prompt(built.processor, (("And then, after it?", None),), 0, 1)]
     assert_parity(built, process(built.processor, batch, [], [[frames], [frames[::-1]]]))
 

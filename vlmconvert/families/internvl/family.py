@@ -13,8 +13,6 @@ from vlmconvert.families.parts.decoder import TEXT_MODELS, check_text_model, lan
 from vlmconvert.families.parts.ports import float_port
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from passes.validate.model import Model
 
 __all__ = ["FAMILY", "InternVL"]

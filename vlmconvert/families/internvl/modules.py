@@ -19,8 +19,13 @@ from transformers.models.internvl.modeling_internvl import (
 from passes.compat.transformers import use_sdpa
 
 
-class VisionEmbeddings(InternVLVisionEmbeddings):
+class VisionEmbeddings(nn.Module):
     """Class and patch embeddings with their positions, for tiles of the size that the positions are for."""
+
+    def __init__(self, embeddings: InternVLVisionEmbeddings) -> None:
+        super().__init__()
+        self.cls_token, self.position_embeddings = embeddings.cls_token, embeddings.position_embeddings
+        self.patch_embeddings = embeddings.patch_embeddings
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Hidden states [tiles, positions, width] of pixel values [tiles, channels, size, size]."""
@@ -36,7 +41,9 @@ class ShuffleAndProject(nn.Module):
     def __init__(self, config: Any, side: int) -> None:
         super().__init__()
         vision = config.vision_config
-        self.layernorm = None if vision.use_mean_pooling else nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
+        self.layernorm = (
+            None if vision.use_mean_pooling else nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
+        )
         self.projector = InternVLMultiModalProjector(config)
         self.side, self.unit = side, int(1 / config.downsample_ratio)
 
@@ -58,11 +65,11 @@ def _config(config: dict[str, Any]) -> Any:
 def vision_embeddings(config: dict[str, Any]) -> nn.Module:
     """See `VisionEmbeddings`."""
     with torch.device("meta"):
-        return VisionEmbeddings(_config(config).vision_config)
+        return VisionEmbeddings(InternVLVisionEmbeddings(_config(config).vision_config))
 
 
 def vision_layer(config: dict[str, Any]) -> nn.Module:
-    """transformers' encoder layer; every position attends to all positions."""
+    """Transformers' encoder layer; every position attends to all positions."""
     with torch.device("meta"):
         return InternVLVisionLayer(_config(config).vision_config)
 

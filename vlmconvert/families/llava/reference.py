@@ -22,11 +22,19 @@ class Reference(TorchReference):
         architecture: name of transformers' class.
         output: name of the projector's output in the artifact.
         joined: whether the artifact projects all images and videos of a prompt at once.
+        projector: name of the projector in transformers' class.
     """
 
-    def __init__(self, folder: Path, architecture: str, output: str, joined: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        architecture: str,
+        output: str,
+        joined: bool = False,
+        projector: str = "multi_modal_projector",
+    ) -> None:
         super().__init__(folder, architecture)
-        self.model.model.multi_modal_projector.register_forward_hook(self._projected)
+        getattr(self.model.model, projector).register_forward_hook(self._projected)
         self._output, self._joined = output, joined
         self._made: list[torch.Tensor] = []
         self._given: torch.Tensor | None = None

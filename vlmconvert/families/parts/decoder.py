@@ -36,7 +36,7 @@ _MODEL = "model.language_model"
 
 
 def text_embeddings(
-    config: dict[str, Any], *placeholders: str, module: str = f"{_MODULES}:text_embeddings"
+    config: dict[str, Any], *placeholders: str, module: str = f"{_MODULES}:text_embeddings", model: str = _MODEL
 ) -> Component:
     """`input_ids` [batch, sequence] -> `inputs_embeds` [batch, sequence, width].
 
@@ -44,6 +44,7 @@ def text_embeddings(
         config: the completed config.
         placeholders: keys of the config whose values are the tokens that mark images or videos.
         module: `Kind.module` of the embeddings.
+        model: in-memory name of the text model.
 
     Raises:
         BadInputError: if one of these tokens has no row in the embedding table.
@@ -66,7 +67,7 @@ def text_embeddings(
             Block(
                 "embed_tokens",
                 "text_embeddings",
-                {"": f"{_MODEL}.embed_tokens"},
+                {"": f"{model}.embed_tokens"},
                 {"input_ids": "input_ids"},
                 {"inputs_embeds": "inputs_embeds"},
                 role="embeddings",
@@ -83,6 +84,7 @@ def language_model(
     positions: str = f"{_MODULES}:positions",
     *more: Port,
     position_axes: int = 0,
+    model: str = _MODEL,
 ) -> Component:
     """`inputs_embeds`, `attention_mask`, `position_ids` and the cache -> `logits`.
 
@@ -92,6 +94,7 @@ def language_model(
         positions: `Kind.module` of the mask and the rotary positions; called with `layer_type` and `sliding_window`.
         more: further inputs of that module.
         position_axes: number of positions of a token, such as time, height and width; 0 for the one that is no axis.
+        model: in-memory name of the text model.
     """
     text = config["text_config"]
     width = text["hidden_size"]
@@ -154,13 +157,13 @@ def language_model(
             ports[f"past_{part}"] = f"past_key_values.{index}.{part}"
             outputs[f"present_{part}"] = f"present.{index}.{part}"
             state[f"past_key_values.{index}.{part}"] = f"present.{index}.{part}"
-        blocks.append(Block(name, "decoder_layer", {"layer": f"{_MODEL}.{name}"}, ports, outputs))
-    head = f"{_MODEL}.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
+        blocks.append(Block(name, "decoder_layer", {"layer": f"{model}.{name}"}, ports, outputs))
+    head = f"{model}.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
     blocks.append(
         Block(
             "lm_head",
             "lm_head",
-            {"norm": f"{_MODEL}.norm", "lm_head": head},
+            {"norm": f"{model}.norm", "lm_head": head},
             {"hidden_states": "hidden_states"},
             {"logits": "logits"},
             role="head",
