@@ -16,14 +16,14 @@ def tile_inputs(processed: dict[str, np.ndarray], config: dict[str, Any]) -> dic
     side = vision["image_size"] // patch
     pixels = processed["pixel_values"].astype(np.float32)
     pixels = pixels.reshape(-1, *pixels.shape[2:])
-    real = np.asarray((pixels != 0).any(axis=(1, 2, 3)))
+    real: np.ndarray = (pixels != 0).reshape(len(pixels), -1).max(axis=1)
     real[0] |= not real.any()  # as transformers does
     mask = processed.get("pixel_attention_mask")
     if mask is None:
         visible = np.ones((len(pixels), side, side), bool)
     else:
         mask = mask.reshape(-1, *mask.shape[2:])[:, : side * patch, : side * patch]
-        visible = mask.reshape(len(mask), side, patch, side, patch).any(axis=(2, 4))
+        visible = (mask.reshape(len(mask), side, patch, side, patch) != 0).max(axis=(2, 4))
     return {
         "pixel_values": pixels[real],
         "patch_attention_mask": visible[real],
