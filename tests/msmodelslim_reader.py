@@ -19,6 +19,10 @@ class OnHub(nn.Module):
         super().__init__()
         self.config, self.device, self.dtype = model.config, model.device, model.dtype
         inner = model.model
+        if hasattr(inner, "visual"):
+            self.visual, self.lm_head, self.model = inner.visual, model.lm_head, nn.Module()
+            self.model.language_model = inner.language_model
+            return
         self.language_model = nn.Module()
         self.language_model.model, self.language_model.lm_head = inner.language_model, model.lm_head
         self.multi_modal_projector = inner.multi_modal_projector

@@ -64,8 +64,8 @@ def artifact_config(checkpoint: Checkpoint, architecture: Architecture, family: 
 def _rope_scaling(rope: dict[str, Any]) -> dict[str, Any] | None:
     """`rope_parameters` without `rope_theta`, as transformers 4 spells them in `rope_scaling`; None for plain RoPE."""
     kind = rope.pop("rope_type", "default")
-    if kind == "default":
-        return None
+    if kind == "default":  # with several positions for each token, or plain
+        return {"rope_type": kind, **rope} if rope else None
     # MindIE reads linear scaling only from `type`, the older of the two keys.
     return {"type" if kind == "linear" else "rope_type": kind, **rope}
 

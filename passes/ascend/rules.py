@@ -47,8 +47,6 @@ _ROPE_KEYS = {
     "mrope_section",
     "mrope_interleaved",
 }
-# Prefix of the only layers that runtimes compute from quantized weights.
-_QUANTIZED_PREFIX = "language_model.model.layers."
 # Prefix of the names of weight files and their index; the type of the weights follows.
 _WEIGHTS_PREFIX = "quant_model_weight"
 _ROPE_TYPES = {"dynamic", "yarn", "llama3"}
@@ -120,6 +118,8 @@ def check_folder(folder: Path, family: AscendFamily) -> Iterator[Finding]:
     broken = False
     group_size = opened.description.get("group_size", 0)
     for rule in RULES:
+        if rule.reader == "mindie" and "mindie" not in family.runtimes:
+            continue
         title = f"{rule.reader}: {rule.name}"
         if broken and rule.check in {_offsets_zero, _scales_positive}:
             yield skipped(title, folder.name, "cannot be checked while tensors are broken")
@@ -196,9 +196,10 @@ def _triples(folder: Folder) -> Iterator[Breach]:
 
 def _language_layers_alone(folder: Folder) -> Iterator[Breach]:
     """Runtimes compute embeddings, head, vision tower and projector from float weights."""
+    prefix = f"{folder.family.text_prefix}layers."
     for layer in folder.quantized:
-        if not layer.startswith(_QUANTIZED_PREFIX):
-            yield f"{layer}.weight", f"described as {W8A16}, but only layers of {_QUANTIZED_PREFIX}* may be"
+        if not layer.startswith(prefix):
+            yield f"{layer}.weight", f"described as {W8A16}, but only layers of {prefix}* may be"
 
 
 def _offsets_zero(folder: Folder) -> Iterator[Breach]:
@@ -395,7 +396,7 @@ RULES = (
 
 
 def _layers(folder: Folder) -> Iterator[tuple[str, str, tuple[str, ...], tuple[str, ...]]]:
-    """Every transformer layer that the config implies.
+    """Every transformer layer that the config implies, but for those of towers that name their linear layers themselves.
 
     Yields:
         Prefix of the layer, name of its attention, the projections of the attention, the linear layers of the MLP.
@@ -406,13 +407,13 @@ def _layers(folder: Folder) -> Iterator[tuple[str, str, tuple[str, ...], tuple[s
     for index in range(text.get("num_hidden_layers") or 0):
         attention = crossing.name if crossing and index in numbers else "self_attn"
         yield (
-            f"language_model.model.layers.{index}",
+            f"{folder.family.text_prefix}layers.{index}",
             attention,
             ("q_proj", "k_proj", "v_proj", "o_proj"),
             ("gate_proj", "up_proj", "down_proj"),
         )
     for stack in folder.family.vision_stacks:
-        if not stack.model_types or vision.get("model_type") in stack.model_types:
+        if not stack.linears and (not stack.model_types or vision.get("model_type") in stack.model_types):
             for index in range(vision.get(stack.count) or 0):
                 projections = ("q_proj", "k_proj", "v_proj", stack.output)
                 yield f"{stack.prefix}.{index}", "self_attn", projections, ("fc1", "fc2")
@@ -422,8 +423,11 @@ def _linears(folder: Folder) -> Iterator[str]:
     for prefix, attention, projections, feed_forward in _layers(folder):
         for part, names in ((attention, projections), ("mlp", feed_forward)):
             yield from (f"{prefix}.{part}.{name}" for name in names)
-    yield "language_model.lm_head"
-    yield "language_model.model.embed_tokens"
+    for stack in folder.family.vision_stacks:
+        for index in range((folder.config.get("vision_config") or {}).get(stack.count) or 0):
+            yield from (f"{stack.prefix}.{index}.{name}" for name in stack.linears)
+    yield folder.family.head
+    yield f"{folder.family.text_prefix}embed_tokens"
     yield from folder.family.projector
 
 

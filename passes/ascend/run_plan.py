@@ -85,7 +85,7 @@ def _runtime(
     sizes = [
         WorldSize(
             cards=cards,
-            weights=_weights_per_card(weights, config, cards),
+            weights=_weights_per_card(weights, config, family, cards),
             cache=_cache_per_card(config, family, cards, batch, input_tokens + new_tokens),
             command=command(cards),
         )
@@ -102,26 +102,33 @@ def _world_sizes(runtime: str, config: dict[str, Any]) -> Iterator[int]:
     divided = [heads]
     if runtime == "vllm-ascend":
         # vllm-ascend divides the vision tower as well.
-        divided += [text["intermediate_size"], vision["num_attention_heads"], vision["intermediate_size"]]
+        divided += [text["intermediate_size"], *_vision_sizes(vision)]
     for cards in _MINDIE_CARDS if runtime == "mindie" else _VLLM_CARDS:
         if all(size % cards == 0 for size in divided) and (key_values % cards == 0 or cards % key_values == 0):
             yield cards
 
 
-def _weights_per_card(weights: Shards, config: dict[str, Any], cards: int) -> int:
+def _vision_sizes(vision: dict[str, Any]) -> tuple[int, int]:
+    """Attention heads and inner channels of a vision tower; Qwen-VL's configs have names of their own."""
+    heads = vision["num_attention_heads"] if "num_attention_heads" in vision else vision["num_heads"]
+    inner = vision["intermediate_size"] if "intermediate_size" in vision else vision["embed_dim"] * vision["mlp_ratio"]
+    return int(heads), int(inner)
+
+
+def _weights_per_card(weights: Shards, config: dict[str, Any], family: AscendFamily, cards: int) -> int:
     total = 0
     for part in weights.tensors:
         count = 1
         for length in part.entry.shape:
             count *= length
         size = count if part.entry.dtype == "I8" else _HALF * count
-        total += -(-size // _divisor(part.entry.name, part.entry.shape, config, cards))
+        total += -(-size // _divisor(part.entry.name, part.entry.shape, config, family, cards))
     return total
 
 
-def _divisor(name: str, shape: tuple[int, ...], config: dict[str, Any], cards: int) -> int:
+def _divisor(name: str, shape: tuple[int, ...], config: dict[str, Any], family: AscendFamily, cards: int) -> int:
     """The number of cards over which a tensor is divided; 1 if every card holds all of it."""
-    if not name.startswith("language_model.") or len(shape) < 2:
+    if not name.startswith((family.text_prefix, family.head)) or len(shape) < 2:
         return 1
     if any(part in name for part in _ROW_PARALLEL) and not name.endswith(".weight"):
         return 1

@@ -23,7 +23,7 @@ ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}
 
 @pytest.mark.parametrize("group_size", [0, 16])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", [*CLASSES, "qwen3-vl"])
 def test_reads_back_within_half_a_scale(tmp_path, family, tied, group_size):
     source = write_checkpoint(tmp_path / "in", family, tied=tied)
     made = convert(source, tmp_path / "out", CompressW8A16Pass(group_size))

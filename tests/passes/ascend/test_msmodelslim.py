@@ -28,7 +28,7 @@ from vlmconvert import load_processor
 
 pytestmark = pytest.mark.slow  # importing msmodelslim takes seconds
 
-FAMILIES = [*CLASSES, "mllama"]
+FAMILIES = [*CLASSES, "mllama", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,8 @@ def both_engines(source, work, run, group_size=0):
         ("llava-next", True, 0),
         ("llava-next-video", False, 32),
         ("mllama", False, 0),
+        ("qwen2.5-vl", True, 0),
+        ("qwen3-vl", False, 0),
     ],
 )
 def test_float32_every_code_and_scale_is_equal(tmp_path, demo, run, family, tied, group_size):

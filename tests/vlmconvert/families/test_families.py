@@ -35,7 +35,7 @@ from vlmconvert.families import (
 )
 from vlmconvert.families.base import Family
 
-WITH_ASCEND = ("mllama", "llava", "llava-next", "llava-next-video")
+WITH_ASCEND = ("mllama", "llava", "llava-next", "llava-next-video", *QWEN)
 WITH_VIDEOS = ("llava-next-video", *QWEN, "internvl", "smolvlm")
 # Features of the largest image for calibration, of families whose processors set a limit of their own.
 LIMITED = {**dict.fromkeys(QWEN, 16), "internvl": 20, "idefics3": 68, "smolvlm": 68}
@@ -278,6 +278,6 @@ def test_the_command_lists_what_the_registry_has(tmp_path):
     assert all(name in result.output for name in FAMILIES.names)
     assert all(entry["text_models"] and entry["vision_models"] for entry in entries.values())
     assert entries["llava"]["targets"] == ["openvino", "onnx", "ascend"]
-    assert entries["qwen3-vl"]["targets"] == ["openvino", "onnx"]
+    assert entries["internvl"]["targets"] == ["openvino", "onnx"]
     assert [name for name, entry in entries.items() if entry["demo"]] == ["mllama", "llava"]
     assert "qwen3-vl" in [name for name, entry in entries.items() if entry["videos"]]

@@ -9,7 +9,7 @@ from manifests.errors import BadInputError
 from passes.vocabulary import Component, HostStep
 from vlmconvert.families.parts.grid_tower import grid_tower, patch_embeddings
 from vlmconvert.families.qwen2_vl.family import FAMILY as QWEN2_VL
-from vlmconvert.families.qwen2_vl.family import Qwen2VL
+from vlmconvert.families.qwen2_vl.family import Qwen2VL, ascend_family
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,5 +57,6 @@ FAMILY = replace(
     text_models=("qwen2_5_vl_text",),
     vision_models=("qwen2_5_vl_vision",),
     processor_outputs=(*QWEN2_VL.processor_outputs, "second_per_grid_ts"),
+    ascend=ascend_family("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
     genai_config={},
 )

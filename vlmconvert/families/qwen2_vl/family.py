@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from passes.ascend.family import AscendFamily, VisionStack
 from passes.vocabulary import Component, HostStep
 from vlmconvert.families.base import Family
 from vlmconvert.families.parts.decoder import check_text_model, language_model, text_embeddings
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, np.ndarray]
 
-__all__ = ["FAMILY", "Qwen2VL"]
+__all__ = ["FAMILY", "Qwen2VL", "ascend_family"]
 
 _FEATURES = "vlmconvert.families.qwen2_vl.features"
 _TOKENS = ("image_token_id", "video_token_id")
@@ -136,6 +137,25 @@ class Qwen2VL(Family):
         return Reference(folder, self.architecture)
 
 
+def ascend_family(*feed_forward: str, mergers: tuple[str, ...] = ("merger.mlp.0", "merger.mlp.2")) -> AscendFamily:
+    """What vllm-ascend needs to know; MindIE's example of these models is not supported.
+
+    Args:
+        feed_forward: linear layers of the tower's MLP.
+        mergers: linear layers of the mergers.
+    """
+    return AscendFamily(
+        dtypes=("bfloat16", "float16"),
+        runtimes=("vllm-ascend",),
+        image_key="image_token_id",
+        name_prefixes=("model.language_model.", "visual.", "lm_head."),
+        vision_stacks=(VisionStack("visual.blocks", "depth", linears=("attn.qkv", "attn.proj", *feed_forward)),),
+        projector=tuple(f"visual.{name}" for name in mergers),
+        text_prefix="model.language_model.",
+        head="lm_head",
+    )
+
+
 FAMILY = Qwen2VL(
     name="qwen2-vl",
     architecture="Qwen2VLForConditionalGeneration",
@@ -153,6 +173,7 @@ FAMILY = Qwen2VL(
     vision_models=("qwen2_vl_vision",),
     tokenizer_graphs=True,
     crops_for_genai=False,
+    ascend=ascend_family("mlp.fc1", "mlp.fc2"),
     # Without it, GenAI places two moments of a video as far from each other as Qwen2.5-VL does.
     genai_config={"vision_config": {"tokens_per_second": 1}},
 )

@@ -13,7 +13,7 @@ from vlmconvert.families.parts.decoder import language_model, text_embeddings
 from vlmconvert.families.parts.grid_tower import grid_tower, patch_embeddings, tower_width
 from vlmconvert.families.parts.ports import float_port, int_port
 from vlmconvert.families.qwen2_vl.family import FAMILY as QWEN2_VL
-from vlmconvert.families.qwen2_vl.family import Qwen2VL
+from vlmconvert.families.qwen2_vl.family import Qwen2VL, ascend_family
 
 if TYPE_CHECKING:
     import numpy as np
@@ -187,5 +187,6 @@ FAMILY = replace(
     architecture="Qwen3VLForConditionalGeneration",
     text_models=("qwen3_vl_text",),
     vision_models=("qwen3_vl_vision",),
+    ascend=ascend_family("mlp.linear_fc1", "mlp.linear_fc2", mergers=("merger.linear_fc1", "merger.linear_fc2")),
     genai_config={},
 )

@@ -9,7 +9,7 @@ from calibration.scenes import Split
 from calibration.sources import load_samples
 from manifests.errors import BadInputError
 from passes.validate.greedy import forced_logits, greedy
-from tests.checkpoints import CLASSES
+from tests.checkpoints import CLASSES, QWEN
 from tests.prompts import prompt_inputs
 from vlmconvert import load_processor
 from vlmconvert.families import demo_checkpoint, load_family
@@ -25,7 +25,7 @@ def questions():
     return lambda folder: prompt_inputs(load_processor(folder), [sample.images[0] for sample in samples], texts)
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", [*CLASSES, *QWEN])
 def test_logits_are_near_the_checkpoints(checkpoint, artifact, questions, family):
     source, known = checkpoint(family), load_family(family)
     before, after = known.reference(source), dequantized_model(artifact(source), known, 10**9)
