@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+    from torch.nn import Module
     from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = [
@@ -23,8 +24,8 @@ __all__ = [
     "StatefulGeneration",
     "attention_replaced",
     "image_processor_class",
-    "numbers_in_words",
     "processor_class",
+    "sdpa",
     "tensor_renaming",
     "use_sdpa",
     "video_processor_class",
@@ -73,6 +74,20 @@ def attention_replaced(wrap: Callable[[Callable[..., Any]], Callable[..., Any]])
         yield
     finally:
         del ALL_ATTENTION_FUNCTIONS["sdpa"]  # the original function, which this entry hid, applies again
+
+
+def sdpa(module: Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention as layers compute it that use `scaled_dot_product_attention`, or what `attention_replaced` puts in its place.
+
+    Returns:
+        [batch, length, heads, width].
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    attended: Tensor = ALL_ATTENTION_FUNCTIONS["sdpa"](
+        module, query, key, value, mask, scaling=scaling, is_causal=False
+    )[0]
+    return attended
 
 
 class LayerCache:
@@ -216,48 +231,6 @@ def video_processor_class(model_type: str, name: str) -> Any:
     with _torchvision_importable():
         module = importlib.import_module(f"transformers.models.{model_type}.video_processing_{model_type}")
     return type(name, (getattr(module, name), WithoutTorchvision), {})
-
-
-_ONES = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-
-
-def numbers_in_words() -> None:
-    """Let SmolVLM's processor write the number of frames in words without the package num2words, which it asks for."""
-    from transformers.models.smolvlm import processing_smolvlm
-
-    if vars(processing_smolvlm)["num2words"] is None:
-        vars(processing_smolvlm)["num2words"] = _in_words
-
-
-def _in_words(number: int) -> str:
-    """A number from 0 to 999 in English."""
-    hundreds, rest = divmod(number, 100)
-    ones = _ONES[rest] if rest < len(_ONES) else _TENS[rest // 10 - 2] + (f"-{_ONES[rest % 10]}" if rest % 10 else "")
-    if not hundreds:
-        return ones
-    return f"{_ONES[hundreds]} hundred" + (f" and {ones}" if rest else "")
 
 
 @contextmanager

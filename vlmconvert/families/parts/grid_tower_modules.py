@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from passes.compat.transformers import use_sdpa
+from passes.compat.transformers import sdpa, use_sdpa
 from vlmconvert.families.parts.decoder_modules import additive_mask, positions
 
 
@@ -79,9 +78,7 @@ class GridLayer(nn.Module):
         joined = attention.qkv(self.layer.norm1(hidden_states))
         parts = joined.reshape(1, patches, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
         query, key = (part * cos + _half_turned(part) * sin for part in (parts[0], parts[1]))
-        attended, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](
-            attention, query, key, parts[2], vision_attention_mask[:, None], scaling=attention.scaling, is_causal=False
-        )
+        attended = sdpa(attention, query, key, parts[2], vision_attention_mask[:, None], attention.scaling)
         hidden_states = hidden_states + attention.proj(attended.reshape(1, patches, -1))
         return hidden_states + self.layer.mlp(self.layer.norm2(hidden_states))
 

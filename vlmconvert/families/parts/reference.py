@@ -50,7 +50,7 @@ class TorchReference(ABC):
         cache = DynamicCache(config=self.model.config.get_text_config())
         self._take(handed, inputs, cache)
         mask = inputs["attention_mask"]
-        inputs["position_ids"] = self._positions(inputs)
+        inputs["position_ids"] = self.token_positions(inputs)
         logits = self.model(**inputs, past_key_values=cache, use_cache=True).logits
         self._state = {
             "past_key_values": cache,
@@ -72,7 +72,7 @@ class TorchReference(ABC):
     def _take(self, handed: dict[str, np.ndarray] | None, inputs: dict[str, torch.Tensor], cache: DynamicCache) -> None:
         """Prepare a prefill; if `handed` is given, let it replace the images by changing the inputs or the cache."""
 
-    def _positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def token_positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The positions of the tokens of a prompt, [batch, sequence] or with more axes before."""
         return (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
 

@@ -41,10 +41,10 @@ class Reference(TorchReference):
         self._made = []
         self._given = {name: torch.from_numpy(value) for name, value in handed.items()} if handed else None
 
-    def _positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def token_positions(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         grids = {name: inputs[name] for name in _GRIDS if name in inputs}
         if not grids:
-            return super()._positions(inputs)
+            return super().token_positions(inputs)
         mask, types = inputs["attention_mask"], inputs["mm_token_type_ids"]
         positions, _ = self.model.model.get_rope_index(inputs["input_ids"], types, attention_mask=mask, **grids)
         return positions

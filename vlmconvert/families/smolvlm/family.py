@@ -46,8 +46,9 @@ class SmolVLM(Idefics3):
         return super().process(processor, texts, images, videos, tensors)
 
     def open_processor(self, folder: Path) -> Any:
-        from passes.compat.transformers import numbers_in_words, video_processor_class
+        from passes.compat.transformers import video_processor_class
         from vlmconvert.families.parts.video import load_video_processor
+        from vlmconvert.families.smolvlm.words import numbers_in_words
 
         videos = video_processor_class("smolvlm", "SmolVLMVideoProcessor")
         numbers_in_words()
