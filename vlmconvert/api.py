@@ -428,8 +428,8 @@ def check(
     Raises:
         BadInputError: if one of the two is not an artifact, or a limit needs something that the baseline does not have.
     """
-    from vlmconvert.judging.check import CheckRequest
     from vlmconvert.judging.check import check as compare
+    from vlmconvert.judging.request import CheckRequest
 
     request = CheckRequest(
         folder=Path(folder),

@@ -80,6 +80,7 @@ class TransferOnnxPass(TransformPass):
     """
 
     name = "transfer-onnx"
+    version = 2
     takes = (Form.COMPRESSED_BLOCKS,)
 
     accuracy_level: int = 4

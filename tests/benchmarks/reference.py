@@ -26,7 +26,7 @@ def answer(folder: Path, way: str) -> None:
     from tests.prompts import prompt_inputs
     from vlmconvert import load_processor
     from vlmconvert.families import load_family
-    from vlmconvert.measuring.evaluate import load_questions
+    from vlmconvert.measuring.questions import load_questions
 
     questions = load_questions("scenes", PROMPTS, 0)[1]
     images = [question.sample.images[0] for question in questions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -42,7 +43,7 @@ def families(json_file: Path | None) -> None:
     table = Table()
     for column in ("family", "transformers' class", "text models", "vision towers", "videos", "targets", "demo"):
         table.add_column(column)
-    entries = []
+    entries: list[dict[str, Any]] = []
     for name in FAMILIES.names:
         family = load_family(name)
         targets = [target for target in TARGETS.names if load_target(target).takes(family)]
@@ -57,15 +58,13 @@ def families(json_file: Path | None) -> None:
                 "demo": family.demo is not None,
             }
         )
-        table.add_row(
-            name,
-            family.architecture,
-            ", ".join(family.text_models),
-            ", ".join(family.vision_models),
-            "yes" if family.takes_videos else "",
-            ", ".join(targets),
-            "yes" if family.demo else "",
-        )
+        table.add_row(*map(_cell, entries[-1].values()))
     if json_file is not None:
         write_atomically(json_file, json.dumps(entries, indent=2) + "\n")
     Reporter().table(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return ", ".join(value) if isinstance(value, list) else str(value)

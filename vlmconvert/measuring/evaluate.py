@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import groupby, islice, repeat
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from calibration.scenes import Split
-from calibration.sources import Sample, SampleSet, load_samples
+from calibration.sources import SampleSet
 from manifests.errors import BadInputError
 from manifests.evaluation import (
     EVALUATION_FOLDER,
@@ -26,22 +22,20 @@ from manifests.evaluation import (
     Prediction,
     write_evaluation,
 )
-from manifests.files import file_record, read_json, write_atomically
+from manifests.files import read_json, write_atomically
 from manifests.io import manifest_digest, read_manifest
-from manifests.model import Manifest
 from passes.store import Store, digest, library_versions
-from passes.validate.answers import Distances, distances, read_greedy, write_greedy
-from passes.validate.greedy import Greedy, greedy
+from passes.validate.answers import Distances, read_greedy
 from passes.validate.metrics import METRICS as TEXTS
 from passes.validate.metrics import metric
 from passes.validate.vqa import evalai
 from vlmconvert.console import Reporter
 from vlmconvert.conversion.publish import check_results, replace_folder, staging
-from vlmconvert.conversion.reference import reference_model
 from vlmconvert.families import load_family
-from vlmconvert.families.base import Family
+from vlmconvert.measuring.answering import Answered, Answering, Batch, Prompts
 from vlmconvert.measuring.blocks import artifact_blocks, block_errors
 from vlmconvert.measuring.checkpoint import MeasuredCheckpoint, open_checkpoint_of
+from vlmconvert.measuring.questions import Question, in_batches, load_questions
 from vlmconvert.running.open import open_runner
 from vlmconvert.targets import load_target
 
@@ -50,10 +44,7 @@ __all__ = [
     "METRICS",
     "TEXT_METRICS",
     "EvaluationRequest",
-    "Question",
     "evaluate",
-    "in_batches",
-    "load_questions",
 ]
 
 # Metrics that compare tokens and probabilities of artifact and checkpoint; the others compare texts with references.
@@ -62,7 +53,7 @@ TEXT_METRICS = tuple(TEXTS)
 METRICS = (*TEXT_METRICS, *_DISTANCES)
 DEFAULT_METRICS = ("exact_match", *_DISTANCES)
 _VERSION = 1
-_ANSWERS = "answers"
+_ERRORS = "answers"
 _THUMBNAIL = 320  # maximum width and height in pixels
 
 
@@ -113,44 +104,6 @@ class EvaluationRequest:
         return self.output or self.folder / EVALUATION_FOLDER
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question about one sample, and its correct answers."""
-
-    sample: Sample
-    prompt: str
-    references: tuple[str, ...]
-
-
-def load_questions(data: str, count: int, seed: int) -> tuple[SampleSet, list[Question]]:
-    """Load held-out samples, and the first question of each of them.
-
-    Args:
-        data: source of the samples, as in `calibration.sources.load_samples`.
-        count: maximum number of samples.
-        seed: seed that selects the samples.
-
-    Raises:
-        BadInputError: if the source is unknown, empty or unreadable.
-    """
-    samples = load_samples(data, count, seed, Split.TEST)
-    questions = []
-    samples = replace(samples, samples=tuple(sample.without_video() for sample in samples.samples))
-    for sample in samples.samples:
-        prompt, answer = sample.turns[0]
-        references = sample.references if len(sample.turns) == 1 else (answer,)
-        questions.append(Question(sample, prompt, references))
-    return samples, questions
-
-
-def in_batches(questions: Sequence[Question], most: int) -> Iterator[list[Question]]:
-    """Yield batches of at most `most` questions, which processors take together since they have as many images."""
-    for _, group in groupby(questions, key=lambda question: len(question.sample.pictures)):
-        left = iter(group)
-        while batch := list(islice(left, most)):
-            yield batch
-
-
 def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
     """Let artifact and checkpoint answer all questions, compare the answers, and write the results.
 
@@ -181,10 +134,18 @@ def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
         raise BadInputError(f"metrics {', '.join(needless)} need the checkpoint: give --checkpoint, or leave them out")
 
     family = load_family(manifest.family)
-    prompts = _Prompts(family, family.load_processor(request.folder), family.end_tokens(request.folder))
-    batches = [_Batch(samples, batch) for batch in in_batches(questions, request.batch)]
-    reference = _answer_checkpoint(request, checkpoint, batches, prompts, store, reporter) if checkpoint else None
-    answered = _answer_artifact(request, manifest, batches, reference, store, prompts, reporter)
+    prompts = Prompts(family, family.load_processor(request.folder), family.end_tokens(request.folder))
+    batches = [Batch(samples, batch) for batch in in_batches(questions, request.batch)]
+    answering = Answering(prompts, request.max_new_tokens, store, reporter)
+    reference = answering.by_checkpoint(checkpoint, manifest, batches) if checkpoint else None
+    answered = answering.by_artifact(
+        request.folder,
+        manifest,
+        lambda: open_runner(request.folder, request.device, request.ov_config, request.cache_dir),
+        (request.device, sorted(request.ov_config.items())),
+        batches,
+        reference,
+    )
     predictions = list(_predictions(request, batches, answered, reference, prompts))
     evaluation = Evaluation(
         artifact=manifest.name,
@@ -204,53 +165,6 @@ def evaluate(request: EvaluationRequest, reporter: Reporter) -> Evaluation:
     if request.evalai is not None:
         write_atomically(request.evalai, json.dumps(evalai(predictions)) + "\n")
     return evaluation
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Questions that are answered together."""
-
-    source: SampleSet
-    questions: Sequence[Question]
-
-    @property
-    def digest(self) -> str:
-        samples = replace(self.source, samples=tuple(question.sample for question in self.questions))
-        return digest(samples.digest, [question.prompt for question in self.questions])
-
-
-@dataclass(frozen=True)
-class _Prompts:
-    """Turns questions into the model's inputs, and tokens into texts, with the artifact's own processor.
-
-    Attributes:
-        family: family of the model.
-        processor: processor of the artifact.
-        ends: ids of the tokens that end an answer.
-    """
-
-    family: Family
-    processor: Any
-    ends: list[int]
-
-    def inputs(self, batch: _Batch) -> dict[str, np.ndarray]:
-        """The processor's outputs for the questions of a batch and their images."""
-        images = [question.sample.images for question in batch.questions]
-        return self.family.prompt_inputs(self.processor, images, [question.prompt for question in batch.questions])
-
-    def texts(self, said: Greedy) -> list[str]:
-        """The answers as texts."""
-        tokens = np.where(said.valid, said.tokens, self.ends[0])
-        texts: list[str] = self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-
-@dataclass(frozen=True)
-class _Answered:
-    """The artifact's answers to a batch and, with a checkpoint, how far they are from the checkpoint's answers."""
-
-    answers: list[str]
-    distances: Distances | None
 
 
 def _block_errors(
@@ -273,98 +187,18 @@ def _block_errors(
     def make(folder: Path) -> None:
         with reporter.stage("error of each block", total) as step:
             errors = block_errors(request.folder, checkpoint.folder, few, step)
-        (folder / _ANSWERS).write_text(json.dumps([item.model_dump() for item in errors]), encoding="utf-8")
+        (folder / _ERRORS).write_text(json.dumps([item.model_dump() for item in errors]), encoding="utf-8")
 
-    kept = store.get_or_make(key, make, f"error of each block of {request.folder.name}") / _ANSWERS
+    kept = store.get_or_make(key, make, f"error of each block of {request.folder.name}") / _ERRORS
     return [BlockError(**item) for item in read_json(kept, f"delete {kept.parent}")]
-
-
-def _answer_checkpoint(
-    request: EvaluationRequest,
-    checkpoint: MeasuredCheckpoint,
-    batches: list[_Batch],
-    prompts: _Prompts,
-    store: Store,
-    reporter: Reporter,
-) -> list[Path]:
-    """Let the checkpoint answer; returns for each batch a file with the answers and their logits."""
-    weights = sum(file.size for part in read_manifest(request.folder).components for file in part.files)
-    model = cache(lambda: reference_model(checkpoint.model, weights))
-    files = []
-    with reporter.stage("checkpoint: answering", len(batches)) as step:
-        for batch in batches:
-            key = digest(
-                "reference answers",
-                _VERSION,
-                checkpoint.identity,
-                checkpoint.processor_digest,
-                batch.digest,
-                request.max_new_tokens,
-            )
-
-            def make(folder: Path, batch: _Batch = batch) -> None:
-                said = greedy(model(), prompts.inputs(batch), prompts.ends, request.max_new_tokens)
-                write_greedy(said, folder / _ANSWERS)
-
-            files.append(store.get_or_make(key, make, "answers of a checkpoint") / _ANSWERS)
-            step(f"{len(batch.questions)} questions")
-    return files
-
-
-def _answer_artifact(
-    request: EvaluationRequest,
-    manifest: Manifest,
-    batches: list[_Batch],
-    reference: list[Path] | None,
-    store: Store,
-    prompts: _Prompts,
-    reporter: Reporter,
-) -> list[_Answered]:
-    # The files are hashed again: with the hashes in the manifest, an artifact that was damaged later would get the answers
-    # that the store keeps of the intact one.
-    files = [
-        file_record(request.folder / record.path, request.folder).sha256
-        for component in manifest.components
-        for record in component.files
-    ]
-    runner = cache(lambda: open_runner(request.folder, request.device, request.ov_config, request.cache_dir))
-    answered = []
-    with reporter.stage("artifact: answering", len(batches)) as step:
-        for batch, file in zip(batches, reference or repeat(None), strict=False):
-            key = digest(
-                "artifact answers",
-                _VERSION,
-                manifest_digest(manifest),
-                files,
-                request.device,
-                sorted(request.ov_config.items()),
-                batch.digest,
-                request.max_new_tokens,
-                file and file.parent.name,
-                library_versions(),
-            )
-
-            def make(folder: Path, batch: _Batch = batch, file: Path | None = file) -> None:
-                processed = prompts.inputs(batch)
-                said = greedy(runner(), processed, prompts.ends, request.max_new_tokens)
-                found = distances(read_greedy(file), runner(), processed) if file else None
-                kept = {"answers": prompts.texts(said), "distances": found and found.lists()}
-                (folder / _ANSWERS).write_text(json.dumps(kept), encoding="utf-8")
-
-            entry = store.get_or_make(key, make, f"answers of {request.folder.name}")
-            kept = read_json(entry / _ANSWERS, f"delete {entry}")
-            found = kept["distances"]
-            answered.append(_Answered(kept["answers"], found and Distances.of_lists(found)))
-            step(f"{len(batch.questions)} questions")
-    return answered
 
 
 def _predictions(
     request: EvaluationRequest,
-    batches: list[_Batch],
-    answered: list[_Answered],
+    batches: list[Batch],
+    answered: list[Answered],
     reference: list[Path] | None,
-    prompts: _Prompts,
+    prompts: Prompts,
 ) -> Iterator[Prediction]:
     """Yield for each question its answers, with their scores on every metric that has a score for each question."""
     questions = [question for batch in batches for question in batch.questions]
@@ -398,7 +232,7 @@ def _predictions(
         )
 
 
-def _figures(names: Sequence[str], predictions: list[Prediction], answered: list[_Answered]) -> list[Figure]:
+def _figures(names: Sequence[str], predictions: list[Prediction], answered: list[Answered]) -> list[Figure]:
     """Each metric over all questions; metrics of tokens and probabilities are means over all tokens."""
     answers = [item.answer for item in predictions]
     checkpoint_answers = [item.checkpoint_answer for item in predictions if item.checkpoint_answer is not None]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-import vlmconvert.measuring.evaluate as module
+import vlmconvert.measuring.answering as module
 from calibration.scenes import Split, draw_scene
 from manifests.evaluation import read_evaluation, read_predictions
 from passes.validate.answers import read_greedy, write_greedy

@@ -58,13 +58,9 @@ class InternVL(Llava):
         return 13 * _tokens(config)
 
     def open_processor(self, folder: Path) -> Any:
-        from passes.compat.transformers import video_processor_class
-        from vlmconvert.families.parts.video import load_video_processor
+        from vlmconvert.families.parts.video import load_frames_processor
 
-        videos = video_processor_class("internvl", "InternVLVideoProcessor")
-        return load_video_processor(
-            folder, self.model_type, lambda settings: videos(**settings | {"do_sample_frames": False})
-        )
+        return load_frames_processor(folder, self.model_type, "internvl", "InternVLVideoProcessor")
 
     def reference(self, folder: Path) -> Model:
         from vlmconvert.families.llava.reference import Reference

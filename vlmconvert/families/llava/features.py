@@ -8,15 +8,20 @@ import numpy as np
 
 from manifests.errors import BadInputError
 
-__all__ = ["merge_features", "place_features"]
+__all__ = ["merge_features", "merge_images", "place_features"]
 
 
 def merge_features(values: dict[str, np.ndarray], config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Replace the image tokens by image features [images, tokens, width]; embeddings without images stay unchanged."""
+    """See `merge_images`."""
+    return merge_images(values, config["image_token_index"])
+
+
+def merge_images(values: dict[str, np.ndarray], token: int) -> dict[str, np.ndarray]:
+    """Replace an image token by image features [images, tokens, width]; embeddings without images stay unchanged."""
     if "image_features" not in values:
         return {"inputs_embeds": values["inputs_embeds"]}
     features = values["image_features"]
-    return place_features(values, features.reshape(-1, features.shape[-1]), config["image_token_index"], "image")
+    return place_features(values, features.reshape(-1, features.shape[-1]), token, "image")
 
 
 def place_features(values: dict[str, np.ndarray], features: np.ndarray, token: int, what: str) -> dict[str, np.ndarray]:

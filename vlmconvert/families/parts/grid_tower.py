@@ -14,7 +14,7 @@ from vlmconvert.families.parts.ports import float_port, int_port, renamed
 if TYPE_CHECKING:
     from manifests.model import Port
 
-__all__ = ["ROPE_THETA", "check_grid_tower", "grid_tower", "patch_embeddings", "tower_width"]
+__all__ = ["ROPE_THETA", "check_grid_tower", "grid_dims", "grid_tower", "patch_embeddings", "tower_width"]
 
 # Base of the frequencies of the patches' rotary positions; OpenVINO GenAI knows no other one.
 ROPE_THETA = 10000.0
@@ -30,7 +30,7 @@ def patch_embeddings(config: dict[str, Any]) -> Component:
     size = vision["in_channels"] * vision["temporal_patch_size"] * vision["patch_size"] ** 2
     pixel_values = float_port("pixel_values", "patches", size)
     patch_embeds = _patch_embeds(config)
-    kind = Kind("patch_embeddings", f"{_MODULES}:patch_embeddings", (pixel_values,), (patch_embeds,), _dims(config))
+    kind = Kind("patch_embeddings", f"{_MODULES}:patch_embeddings", (pixel_values,), (patch_embeds,), grid_dims(config))
     return Component(
         name="vision_embeddings",
         side="vision",
@@ -70,7 +70,7 @@ def grid_tower(
         after: number of a layer -> a block that follows it.
         last: blocks after the merger; the outputs of the last one are outputs of the component.
     """
-    vision, dims = config["vision_config"], _dims(config)
+    vision, dims = config["vision_config"], grid_dims(config)
     width = tower_width(vision)
     head_dim = width // vision["num_heads"]
     patch_embeds = _patch_embeds(config)
@@ -164,6 +164,6 @@ def _patch_embeds(config: dict[str, Any]) -> Port:
     return float_port("patch_embeds", "patches", tower_width(config["vision_config"]))
 
 
-def _dims(config: dict[str, Any]) -> dict[str, int]:
-    """Sizes for a trace."""
+def grid_dims(config: dict[str, Any]) -> dict[str, int]:
+    """Sizes with which blocks of the tower are traced."""
     return {"features": 3, "patches": 3 * config["vision_config"]["spatial_merge_size"] ** 2}

@@ -7,11 +7,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from passes.compat.transformers import image_processor_class, processor_class, with_any_video_processor
+from passes.compat.transformers import (
+    image_processor_class,
+    processor_class,
+    video_processor_class,
+    with_any_video_processor,
+)
 
-__all__ = ["load_video_processor"]
+__all__ = ["load_frames_processor", "load_video_processor"]
 
 _PROCESSOR, _IMAGES, _VIDEOS = "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"
+
+
+def load_frames_processor(folder: Path, model_type: str, owner: str, name: str, **defaults: Any) -> Any:
+    """Load a processor whose videos are processed by transformers' own class, without torchvision.
+
+    Args:
+        folder: the checkpoint.
+        model_type: of the checkpoint.
+        owner: model to which the class belongs.
+        name: name of the class.
+        defaults: settings that the checkpoint may lack.
+    """
+    videos = video_processor_class(owner, name)
+    # Frames are chosen before they are processed.
+    return load_video_processor(
+        folder, model_type, lambda settings: videos(**defaults | settings | {"do_sample_frames": False})
+    )
 
 
 def load_video_processor(folder: Path, model_type: str, videos: Callable[[dict[str, Any]], Any]) -> Any:

@@ -123,13 +123,10 @@ class Qwen2VL(Family):
         return 16384
 
     def open_processor(self, folder: Path) -> Any:
-        from passes.compat.transformers import video_processor_class
-        from vlmconvert.families.parts.video import load_video_processor
+        from vlmconvert.families.parts.video import load_frames_processor
 
-        videos = video_processor_class(*self.videos)
-        # Frames are chosen before they are processed; without a word about the cap, transformers warns.
-        fixed, default = {"do_sample_frames": False}, {"cap_pixels_per_frame": False}
-        return load_video_processor(folder, self.model_type, lambda settings: videos(**default | settings | fixed))
+        # Without a word about the cap, transformers warns.
+        return load_frames_processor(folder, self.model_type, *self.videos, cap_pixels_per_frame=False)
 
     def reference(self, folder: Path) -> Model:
         from vlmconvert.families.qwen2_vl.reference import Reference

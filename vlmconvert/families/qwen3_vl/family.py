@@ -10,7 +10,7 @@ from manifests.errors import BadInputError
 from manifests.model import Port
 from passes.vocabulary import Block, Component, HostStep, Kind, kinds_by_name
 from vlmconvert.families.parts.decoder import language_model, text_embeddings
-from vlmconvert.families.parts.grid_tower import grid_tower, patch_embeddings, tower_width
+from vlmconvert.families.parts.grid_tower import grid_dims, grid_tower, patch_embeddings, tower_width
 from vlmconvert.families.parts.ports import float_port, int_port
 from vlmconvert.families.qwen2_vl.family import FAMILY as QWEN2_VL
 from vlmconvert.families.qwen2_vl.family import Qwen2VL, ascend_family
@@ -124,7 +124,7 @@ def _tower(config: dict[str, Any]) -> Component:
     width, count = config["text_config"]["hidden_size"], len(vision["deepstack_visual_indexes"])
     hidden_states = float_port("hidden_states", 1, "patches", tower_width(vision))
     features = float_port("features", "features", width)
-    dims = {"patches": 3 * vision["spatial_merge_size"] ** 2, "features": 3}
+    dims = grid_dims(config)
     merger = Kind("deepstack_merger", f"{_MODULES}:deepstack_merger", (hidden_states,), (features,), dims)
     after = {
         layer: (

@@ -46,15 +46,11 @@ class SmolVLM(Idefics3):
         return super().process(processor, texts, images, videos, tensors)
 
     def open_processor(self, folder: Path) -> Any:
-        from passes.compat.transformers import video_processor_class
-        from vlmconvert.families.parts.video import load_video_processor
+        from vlmconvert.families.parts.video import load_frames_processor
         from vlmconvert.families.smolvlm.words import numbers_in_words
 
-        videos = video_processor_class("smolvlm", "SmolVLMVideoProcessor")
         numbers_in_words()
-        return load_video_processor(
-            folder, self.model_type, lambda settings: videos(**settings | {"do_sample_frames": False})
-        )
+        return load_frames_processor(folder, self.model_type, "smolvlm", "SmolVLMVideoProcessor")
 
 
 FAMILY = replace(
