@@ -7,6 +7,7 @@ from passes.ascend.run_plan import plan_lengths, run_plan
 from passes.ascend.w8a16 import CompressW8A16Pass
 from tests.checkpoints import ascend_family, write_checkpoint
 from tests.passes.ascend.conversion import in_shards, opened
+from vlmconvert.families import FAMILIES, load_family
 
 
 def planned(folder, group_size=0, **sizes):
@@ -97,3 +98,10 @@ def test_groups_have_no_runtime(tmp_path, family):
     plan, _ = planned(tmp_path, group_size=32)
     assert plan.runtimes == []
     assert "groups of 32" in plan.notes[0]
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES.names if load_family(name).ascend])
+def test_every_runtime_opens_the_family_or_has_a_note(family):
+    ascend = load_family(family).ascend
+    noted = {note.partition(":")[0] for note in ascend.notes}
+    assert {*ascend.runtimes} | noted == {"mindie", "vllm-ascend"}

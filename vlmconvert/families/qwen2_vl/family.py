@@ -135,7 +135,7 @@ class Qwen2VL(Family):
 
 
 def ascend_family(*feed_forward: str, mergers: tuple[str, ...] = ("merger.mlp.0", "merger.mlp.2")) -> AscendFamily:
-    """What vllm-ascend needs to know; MindIE's example of these models is not supported.
+    """What vllm-ascend needs to know; the rules of MindIE's models of the family are not known here.
 
     Args:
         feed_forward: linear layers of the tower's MLP.
@@ -145,6 +145,7 @@ def ascend_family(*feed_forward: str, mergers: tuple[str, ...] = ("merger.mlp.0"
         dtypes=("bfloat16", "float16"),
         runtimes=("vllm-ascend",),
         image_key="image_token_id",
+        notes=("mindie: the artifact is not held against the rules of its Qwen-VL models, and may not load there",),
         name_prefixes=("model.language_model.", "visual.", "lm_head."),
         vision_stacks=(VisionStack("visual.blocks", "depth", linears=("attn.qkv", "attn.proj", *feed_forward)),),
         projector=tuple(f"visual.{name}" for name in mergers),
